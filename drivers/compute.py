@@ -1,0 +1,200 @@
+"""The one interface to hypervisors. Every driver passes tests/drivers/test_compute_contract.py."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO, Literal, Protocol
+
+from planvirt.deadline import Deadline
+from planvirt.mark import Mark
+from planvirt.plan import Nic
+from planvirt.states import State
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What a driver can do on this host. `verbs` holds names from planvirt.verbs; a plan is refused by them."""
+
+    verbs: frozenset[str]
+    image_formats: frozenset[str] = frozenset({"qcow2", "raw"})
+    live_snapshot: bool = True
+    quiesce: bool = False
+    console: bool = True
+    addresses: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class HostFacts:
+    """What a host says of itself. `accel` is "kvm" or "tcg" (or "none" where it means nothing); sizes are bytes."""
+
+    name: str
+    uri: str
+    hypervisor: str
+    version: str
+    accel: str
+    free_space: int
+    memory: int
+    cpus: int
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceFacts:
+    """An instance as it is on the host. `mark` is None for what planvirt did not make."""
+
+    name: str
+    uuid: str
+    host: str
+    state: State
+    mark: Mark | None
+    vcpus: int
+    memory: int
+    volumes: tuple[str, ...] = ()  # names in the host's pool, boot disk first
+    addresses: tuple[str, ...] = ()
+    set_aside: str | None = None  # the run that set it aside, if one did
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeFacts:
+    """A volume in the host's pool that planvirt made. `mark` is None for a cached base image."""
+
+    name: str
+    capacity: int
+    allocation: int
+    format: str
+    mark: Mark | None
+    base: str | None = None  # name of the volume that it is an overlay of
+
+
+@dataclass(frozen=True, slots=True)
+class LocalImage:
+    """An image file on this machine, already checked: its content hash, real format and virtual size in bytes."""
+
+    path: Path
+    sha256: str
+    format: Literal["qcow2", "raw"]
+    virtual_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class AttachedDisk:
+    """A volume as a disk of a domain."""
+
+    volume: str
+    format: str = "qcow2"
+    bus: str = "virtio"
+
+
+@dataclass(frozen=True, slots=True)
+class Domain:
+    """Everything a driver needs to define an instance. Paths are on this machine; secrets are already revealed."""
+
+    name: str
+    uuid: str
+    vcpus: int
+    memory: int
+    mark: Mark
+    disks: Sequence[AttachedDisk] = ()
+    nics: Sequence[Nic] = ()
+    kernel: Path | None = None
+    initrd: Path | None = None
+    cmdline: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+class Compute(Protocol):
+    """A host with a hypervisor.
+
+    Every method may raise Transient (it may pass), Conflict, NotFound, Unsupported, OutOfSpace or DriverError.
+    Methods that make or remove something are idempotent: to make what is there already *with the same mark* succeeds and
+    returns it; to remove what is not there succeeds. Nothing without planvirt's mark is ever changed: NameTaken or
+    Conflict instead. Methods that take a deadline stop soon after it passes, raising DeadlinePassed, and leave nothing
+    half-made; they may be called from several threads at once.
+    """
+
+    host: str
+
+    def close(self) -> None:
+        """Give back connections. The driver may be used again; it then connects anew."""
+
+    def capabilities(self) -> Capabilities:
+        """What can be done here. Needs the host to be reachable."""
+
+    def facts(self) -> HostFacts:
+        """What the host is and has left."""
+
+    def instances(self) -> Sequence[InstanceFacts]:
+        """All instances of the host, also those that planvirt did not make, sorted by name; without addresses."""
+
+    def instance(self, name: str) -> InstanceFacts | None:
+        """One instance by its name (a foreign one too), without addresses; None when there is none."""
+
+    def volumes(self) -> Sequence[VolumeFacts]:
+        """All volumes that planvirt made, sorted by name, cached base images included."""
+
+    # Volumes
+
+    def import_image(self, image: LocalImage, deadline: Deadline) -> VolumeFacts:
+        """Have the image as a cached base volume, named by its hash. A present one is used as it is."""
+
+    def create_volume(
+        self, name: str, *, size: int, format: Literal["qcow2", "raw"], base: str | None, deadline: Deadline
+    ) -> VolumeFacts:
+        """Make a volume of `size` bytes: empty, or an overlay (qcow2) or full copy (raw) of the volume `base`."""
+
+    def delete_volume(self, name: str) -> None:
+        """Delete a volume that bears a mark or is a cached base. A missing one counts as deleted."""
+
+    def open_volume(self, name: str) -> AbstractContextManager[BinaryIO]:
+        """Read the volume's file from its start, sparse parts as zeros; works over a remote connection too."""
+
+    # Definitions
+
+    def define(self, domain: Domain) -> InstanceFacts:
+        """Define an instance, stopped. Raises NameTaken when the name or UUID belongs to something else."""
+
+    def undefine(self, name: str) -> None:
+        """Power off and forget an instance with planvirt's mark, all it left on the host besides volumes included."""
+
+    def set_aside(self, name: str, run: str) -> None:
+        """Power off an instance and keep it under another name, marked as set aside by `run`: no disk is touched."""
+
+    def bring_back(self, name: str, run: str) -> InstanceFacts:
+        """Give an instance that `run` set aside its name again, stopped. NotFound when there is neither."""
+
+    def delete_set_aside(self, name: str, run: str) -> None:
+        """Forget for good what `run` set aside under `name`. The caller deletes its volumes."""
+
+    # Power
+
+    def start(self, name: str) -> None:
+        """Start a stopped instance; a running one stays as it is."""
+
+    def request_shutdown(self, name: str) -> None:
+        """Ask the guest to shut down, without waiting for it."""
+
+    def power_off(self, name: str) -> None:
+        """Pull the plug; a stopped instance stays as it is."""
+
+    def reboot(self, name: str, kind: Literal["soft", "hard"], deadline: Deadline) -> None:
+        """Restart and return when the guest has begun anew. `soft` asks the guest; `hard` also starts a stopped one."""
+
+    def wait_state(self, name: str, states: frozenset[State], deadline: Deadline) -> State:
+        """Return as soon as the instance is in one of the states; DeadlinePassed otherwise."""
+
+    # Looking in
+
+    def console(self, name: str) -> str:
+        """All that the guest has written to its serial console since its last start."""
+
+    def addresses(self, name: str) -> Sequence[str]:
+        """The guest's IP addresses as far as the host knows them, IPv4 first."""
+
+    # Snapshot
+
+    def export_disk(self, name: str, disk: str, target: str, *, quiesce: bool, deadline: Deadline) -> VolumeFacts:
+        """Copy the content of the volume `disk` of instance `name` into a new flat qcow2 volume `target`.
+
+        The copy is of one moment, in every power state; the disk, its chain and its base stay as they are. When the call
+        fails or its deadline passes, `target` is gone.
+        """

@@ -1,0 +1,55 @@
+"""How long a call may take, and how it hears that nobody waits for it any more.
+
+Python cannot interrupt a C call in a thread, so whoever does long work asks the deadline between its outside calls and
+sleeps only through it.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+
+
+class DeadlinePassed(Exception):  # noqa: N818 - it is an event, not a fault of the code
+    """The time is up, or the run was cancelled: stop here, touch nothing more."""
+
+
+class Deadline:
+    """A limit in seconds (None: no limit) that can be cancelled from another thread, and a place to tell progress."""
+
+    def __init__(
+        self,
+        seconds: float | None = None,
+        *,
+        cancelled: threading.Event | None = None,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        self._end = None if seconds is None else time.monotonic() + seconds
+        self._cancelled = cancelled or threading.Event()
+        self._on_progress = on_progress
+
+    def left(self) -> float | None:
+        """Seconds left, never below zero; None when there is no limit."""
+        return None if self._end is None else max(0.0, self._end - time.monotonic())
+
+    def cancel(self) -> None:
+        """Make every later `check` and `sleep` raise."""
+        self._cancelled.set()
+
+    def check(self) -> None:
+        """Raise DeadlinePassed when the time is up or the work was cancelled."""
+        if self._cancelled.is_set():
+            raise DeadlinePassed("cancelled")
+        if self.left() == 0.0:
+            raise DeadlinePassed("time is up")
+
+    def sleep(self, seconds: float) -> None:
+        """Wait that long, or until the deadline; raises DeadlinePassed at once when cancelled."""
+        left = self.left()
+        self._cancelled.wait(seconds if left is None else min(seconds, left))
+        self.check()
+
+    def progress(self, done: int, total: int) -> None:
+        """Tell how far the work is, in bytes, and notice that nobody waits for it any more."""
+        self.check()
+        if self._on_progress is not None:
+            self._on_progress(done, total)

@@ -1,0 +1,71 @@
+"""The verb table: in which states a verb is allowed, what it leaves behind, what it costs and how it is undone.
+
+It exists once. Preview, guards and the reference page all read it here.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from planvirt.states import EXISTING, State
+
+
+class Impact(StrEnum):
+    """What a change means for whoever uses the instance."""
+
+    NONE = "none"
+    LIVE = "live"
+    NEXT_BOOT = "next-boot"
+    REBOOT = "reboot"
+    REPLACE = "replace"
+    DATA_LOSS = "data-loss"
+
+
+@dataclass(frozen=True, slots=True)
+class Verb:
+    """One row of the table. `leaves` is None where the state stays as it is; `undo` is what rollback does, in words."""
+
+    name: str
+    allowed: frozenset[State]
+    leaves: State | None
+    impact: Impact
+    undo: str
+    summary: str
+
+
+def _states(*states: State) -> frozenset[State]:
+    return frozenset(states)
+
+
+# fmt: off
+_ROWS = (
+    Verb("launch", _states(State.ABSENT), State.RUNNING, Impact.LIVE,
+         "terminate what this run created", "create the instance with its disks and start it"),
+    Verb("start", _states(State.STOPPED), State.RUNNING, Impact.LIVE,
+         "stop", "start a stopped instance"),
+    Verb("stop", _states(State.RUNNING, State.ERROR, State.STOPPED), State.STOPPED, Impact.REBOOT,
+         "start", "ask the guest to shut down; by force after a grace time only if the plan allows it"),
+    Verb("reboot soft", _states(State.RUNNING), State.RUNNING, Impact.REBOOT,
+         "none needed", "ask the guest to restart"),
+    Verb("reboot hard", _states(State.RUNNING, State.STOPPED, State.PAUSED, State.SUSPENDED, State.ERROR),
+         State.RUNNING, Impact.REBOOT,
+         "none needed", "power the instance off and start it again"),
+    Verb("snapshot", _states(State.RUNNING, State.STOPPED, State.PAUSED, State.SUSPENDED), None, Impact.LIVE,
+         "delete the image", "copy a disk of the instance into a verified image"),
+    Verb("terminate", EXISTING, State.ABSENT, Impact.DATA_LOSS,
+         "bring it back with its disks", "remove the instance and its disks; only the run's end deletes them"),
+    Verb("wait", EXISTING, None, Impact.NONE,
+         "none needed", "wait for a console text, an address, an open port or a state"),
+)
+# fmt: on
+
+VERBS: dict[str, Verb] = {verb.name: verb for verb in _ROWS}
+
+ACTIONS: tuple[str, ...] = tuple(dict.fromkeys(name.partition(" ")[0] for name in VERBS))
+
+
+def verb_for(action: str, arguments: Mapping[str, object]) -> Verb:
+    """The row that governs an action; a reboot has one row per kind (soft unless the plan says hard)."""
+    if action == "reboot":
+        return VERBS[f"reboot {arguments.get('kind', 'soft')}"]
+    return VERBS[action]
