@@ -87,7 +87,9 @@ class AttachedDisk:
 
 @dataclass(frozen=True, slots=True)
 class Domain:
-    """Everything a driver needs to define an instance. Paths are on this machine; secrets are already revealed."""
+    """Everything a driver needs to define an instance. Disks, kernel and initrd are names of volumes in the host's pool;
+    secrets are already revealed.
+    """
 
     name: str
     uuid: str
@@ -96,8 +98,8 @@ class Domain:
     mark: Mark
     disks: Sequence[AttachedDisk] = ()
     nics: Sequence[Nic] = ()
-    kernel: Path | None = None
-    initrd: Path | None = None
+    kernel: str | None = None
+    initrd: str | None = None
     cmdline: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
 
@@ -136,6 +138,9 @@ class Compute(Protocol):
 
     def import_image(self, image: LocalImage, deadline: Deadline) -> VolumeFacts:
         """Have the image as a cached base volume, named by its hash. A present one is used as it is."""
+
+    def import_file(self, path: Path, sha256: str, deadline: Deadline) -> str:
+        """Have a kernel or initrd of this machine in the host's pool; returns the volume's name, made from the hash."""
 
     def create_volume(
         self, name: str, *, size: int, format: Literal["qcow2", "raw"], base: str | None, deadline: Deadline

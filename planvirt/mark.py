@@ -34,6 +34,24 @@ class Mark:
         return f"{self.plan}.{self.instance}.{disk}.{self.run}.{self.spec[:12]}.{commit}.planvirt"
 
 
+def cached_image(sha256: str, format: str) -> str:
+    """The name of the base volume that a host keeps of an image. It belongs to no plan."""
+    return f"planvirt-image.{sha256}.{format}"
+
+
+def cached_file(sha256: str) -> str:
+    """The name of the volume that a host keeps of a kernel or initrd."""
+    return f"planvirt-file.{sha256}"
+
+
+_CACHED = re.compile(r"planvirt-(image\.[0-9a-f]{64}\.(qcow2|raw)|file\.[0-9a-f]{64})")
+
+
+def is_cached(name: str) -> bool:
+    """Whether a volume is a cached image or file of planvirt's."""
+    return _CACHED.fullmatch(name) is not None
+
+
 _VOLUME = re.compile(
     r"(?P<plan>[a-z0-9-]+)\.(?P<instance>[a-z0-9-]+)\.(?P<disk>[a-z0-9-]+)\.(?P<run>[a-z0-9-]+)"
     r"\.(?P<spec>[0-9a-f]{12})\.(?P<commit>[0-9a-z]{1,12})\.planvirt"
