@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 
 
-class DeadlinePassed(Exception):  # noqa: N818 - it is an event, not a fault of the code
+class DeadlinePassed(Exception):
     """The time is up, or the run was cancelled: stop here, touch nothing more."""
 
 

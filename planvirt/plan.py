@@ -111,8 +111,8 @@ class Image:
 class Instance:
     """One virtual machine. An entry of the plan with `count` or `for_each` becomes several of these.
 
-    `group` is the entry's key in the plan, `name` the machine's own name. `image` is the name of an entry of `images`, a
-    store reference "STORE/IMAGE", or a Deferred that becomes one.
+    `group` is the entry's key in the plan, `name` the machine's own name. `image` is the name of an entry of `images`,
+    a store reference "STORE/IMAGE", or a Deferred that becomes one.
     """
 
     name: str

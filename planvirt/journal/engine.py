@@ -1,0 +1,105 @@
+"""Opening the journal's database: SQLite with a write-ahead log by default, any SQLAlchemy URL otherwise."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Engine, create_engine, event, insert, select
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, IntegrityError, SQLAlchemyError
+
+from planvirt.errors import ConfigError, PlanvirtError
+from planvirt.journal import tables
+from planvirt.secret import Secret
+
+_BUSY = 30.0  # seconds that a writer waits for another process
+
+
+class JournalError(PlanvirtError):
+    """The journal cannot be opened, read or written."""
+
+
+def open_engine(url: str) -> Engine:
+    """Connect to the journal's database and make its tables if they are not there.
+
+    Raises ConfigError for a URL that is none, JournalError when the database does not answer or is of a later version.
+    """
+    try:
+        parsed = make_url(url)
+    except ArgumentError as error:
+        raise ConfigError("cannot read the journal's url", details=str(error)) from error
+    if parsed.get_backend_name() == "sqlite":
+        engine = _sqlite(url, parsed.database)
+    else:
+        engine = create_engine(parsed, json_serializer=_dumps, pool_pre_ping=True)
+    try:
+        _lay_out(engine)
+    except SQLAlchemyError as error:
+        raise JournalError(
+            f"cannot open the journal {parsed.render_as_string(hide_password=True)}",
+            details=str(getattr(error, "orig", None) or error),
+            resolution="check [journal] url in planvirt.toml, and that the place can be written to",
+        ) from error
+    return engine
+
+
+def _sqlite(url: str, database: str | None) -> Engine:
+    if database and database != ":memory:":
+        try:
+            Path(database).parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise JournalError(
+                f"cannot make the journal's folder {Path(database).parent}",
+                details=error.strerror or str(error),
+                resolution="set PLANVIRT_HOME, or [journal] url in planvirt.toml, to a place that can be written to",
+            ) from error
+    engine = create_engine(url, json_serializer=_dumps, connect_args={"timeout": _BUSY, "check_same_thread": False})
+
+    @event.listens_for(engine, "connect")
+    def _connect(connection: Any, _record: Any) -> None:
+        # We begin transactions ourselves: sqlite3's own habit would take the write lock too late, and two writers that
+        # both hold a read lock can only fail.
+        connection.isolation_level = None
+        connection.execute("PRAGMA journal_mode=WAL")
+        # Commits survive a killed process. After a power cut the last ones may be missing; names and ids are chosen
+        # from the plan before anything happens, so recovery still finds what such a step made.
+        connection.execute("PRAGMA synchronous=NORMAL")
+        connection.execute("PRAGMA foreign_keys=ON")
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Any) -> None:
+        reading = connection.get_execution_options().get("reading", False)
+        connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")
+
+    return engine
+
+
+def _lay_out(engine: Engine) -> None:
+    with engine.connect().execution_options(reading=True) as connection:
+        known = (
+            connection.execute(select(tables.layout.c.version)).scalar()
+            if engine.dialect.has_table(connection, "layout")
+            else None
+        )
+    if known is None:
+        try:
+            with engine.begin() as connection:
+                tables.metadata.create_all(connection)
+                connection.execute(insert(tables.layout).values(version=tables.LAYOUT))
+        except IntegrityError:
+            pass  # another process was quicker
+    elif known != tables.LAYOUT:
+        raise JournalError(
+            f"cannot use the journal: its layout is {known}, this planvirt knows {tables.LAYOUT}",
+            resolution="use the planvirt version that wrote it, or another journal",
+        )
+
+
+def _dumps(value: Any) -> str:
+    return json.dumps(value, default=_plain)
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, Secret | Path):
+        return str(value)
+    raise TypeError(f"the journal cannot keep a {type(value).__name__}")

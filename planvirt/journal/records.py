@@ -1,0 +1,78 @@
+"""What the journal remembers of a run, of a step and of a transition. Times are seconds since the epoch."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from planvirt.journal.transitions import RunState, StepState
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """One run of a plan. `text` and `inputs` are the plan as it was, so that recovery does not need the file."""
+
+    id: str
+    kind: Literal["run", "destroy"]
+    plan: str
+    path: str
+    text: str
+    hash: str
+    commit: str | None
+    inputs: Mapping[str, Any]
+    on_failure: str
+    state: RunState = RunState.PENDING
+    error: Mapping[str, str] | None = None
+    flow_run_id: str | None = None
+    owner: str = ""
+    lease_until: float = 0.0
+    created: float = 0.0
+    started: float | None = None
+    ended: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StepRecord:
+    """One step of a run: what was intended (`arguments`), how far it came (`phase`), and what its undo needs."""
+
+    id: str
+    position: int
+    action: str
+    instance: str
+    uuid: str
+    host: str
+    operation: str | None = None
+    needs: tuple[str, ...] = ()
+    state: StepState = StepState.PENDING
+    phase: str = ""
+    attempts: int = 0
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    undo: Mapping[str, Any] = field(default_factory=dict)
+    outputs: Mapping[str, Any] = field(default_factory=dict)
+    error: Mapping[str, str] | None = None
+    undo_error: Mapping[str, str] | None = None
+    started: float | None = None
+    ended: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Transition:
+    """One line of the audit trail. `step` is None for the run itself; a phase has `before` equal to `after`."""
+
+    step: str | None
+    before: str
+    after: str
+    at: float
+    who: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """An instance that a run owns. `alive` tells whether that run still renews its lease."""
+
+    uuid: str
+    instance: str
+    host: str
+    run: str
+    plan: str
+    alive: bool

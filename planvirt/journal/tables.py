@@ -1,0 +1,79 @@
+"""The journal's tables. They are plain SQL that SQLite and PostgreSQL share."""
+
+from sqlalchemy import JSON, Column, Float, ForeignKey, Index, Integer, MetaData, String, Table, Text
+
+LAYOUT = 1  # raised with every change of a table
+
+metadata = MetaData()
+
+layout = Table("layout", metadata, Column("version", Integer, primary_key=True, autoincrement=False))
+
+runs = Table(
+    "runs",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("kind", String(16), nullable=False),
+    Column("plan", String(64), nullable=False, index=True),
+    Column("path", Text, nullable=False),
+    Column("text", Text, nullable=False),
+    Column("hash", String(64), nullable=False),
+    Column("commit", String(64)),
+    Column("inputs", JSON, nullable=False),
+    Column("on_failure", String(16), nullable=False),
+    Column("state", String(24), nullable=False, index=True),
+    Column("error", JSON(none_as_null=True)),
+    Column("flow_run_id", String(64)),
+    Column("owner", Text, nullable=False),
+    Column("lease_until", Float, nullable=False),
+    Column("created", Float, nullable=False),
+    Column("started", Float),
+    Column("ended", Float),
+)
+
+steps = Table(
+    "steps",
+    metadata,
+    Column("run", ForeignKey("runs.id"), primary_key=True),
+    Column("id", String(160), primary_key=True),
+    Column("position", Integer, nullable=False),
+    Column("action", String(32), nullable=False),
+    Column("instance", String(64), nullable=False),
+    Column("uuid", String(36), nullable=False),
+    Column("host", String(64), nullable=False),
+    Column("operation", String(64)),
+    Column("needs", JSON, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("phase", String(64), nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("arguments", JSON, nullable=False),
+    Column("undo", JSON, nullable=False),
+    Column("outputs", JSON, nullable=False),
+    Column("error", JSON(none_as_null=True)),
+    Column("undo_error", JSON(none_as_null=True)),
+    Column("started", Float),
+    Column("ended", Float),
+)
+
+transitions = Table(
+    "transitions",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("run", ForeignKey("runs.id"), nullable=False),
+    Column("step", String(160)),
+    Column("before", String(24), nullable=False),
+    Column("after", String(24), nullable=False),
+    Column("at", Float, nullable=False),
+    Column("who", Text, nullable=False),
+    Column("why", Text, nullable=False),
+    Index("transitions_by_run", "run", "id"),
+)
+
+claims = Table(
+    "claims",
+    metadata,
+    Column("uuid", String(36), primary_key=True),
+    Column("instance", String(64), nullable=False),
+    Column("host", String(64), nullable=False),
+    Column("run", ForeignKey("runs.id"), nullable=False),
+    Column("step", String(160)),
+)
