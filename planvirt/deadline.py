@@ -14,38 +14,52 @@ class DeadlinePassed(Exception):
 
 
 class Deadline:
-    """A limit in seconds (None: no limit) that can be cancelled from another thread, and a place to tell progress."""
+    """A limit in seconds (None: no limit), an interruption that ends it early, and a place to tell progress."""
 
     def __init__(
         self,
         seconds: float | None = None,
         *,
-        cancelled: threading.Event | None = None,
+        interrupted: threading.Event | None = None,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> None:
         self._end = None if seconds is None else time.monotonic() + seconds
-        self._cancelled = cancelled or threading.Event()
+        self._interrupted = interrupted or threading.Event()
         self._on_progress = on_progress
+
+    @property
+    def over(self) -> bool:
+        """Whether the time is up or the work was interrupted."""
+        return self._interrupted.is_set() or self.left() == 0.0
 
     def left(self) -> float | None:
         """Seconds left, never below zero; None when there is no limit."""
         return None if self._end is None else max(0.0, self._end - time.monotonic())
 
+    def within(self, seconds: float) -> "Deadline":
+        """A deadline in so many seconds, or at this one's end if that is earlier; interrupted together with this one."""
+        left = self.left()
+        return Deadline(
+            seconds if left is None else min(seconds, left),
+            interrupted=self._interrupted,
+            on_progress=self._on_progress,
+        )
+
     def cancel(self) -> None:
-        """Make every later `check` and `sleep` raise."""
-        self._cancelled.set()
+        """Interrupt everything that shares this deadline's interruption."""
+        self._interrupted.set()
 
     def check(self) -> None:
-        """Raise DeadlinePassed when the time is up or the work was cancelled."""
-        if self._cancelled.is_set():
-            raise DeadlinePassed("cancelled")
+        """Raise DeadlinePassed when the time is up or the work was interrupted."""
+        if self._interrupted.is_set():
+            raise DeadlinePassed("interrupted")
         if self.left() == 0.0:
             raise DeadlinePassed("time is up")
 
     def sleep(self, seconds: float) -> None:
-        """Wait that long, or until the deadline; raises DeadlinePassed at once when cancelled."""
+        """Wait that long, or until the deadline, which raises DeadlinePassed, at once when interrupted."""
         left = self.left()
-        self._cancelled.wait(seconds if left is None else min(seconds, left))
+        self._interrupted.wait(seconds if left is None else min(seconds, left))
         self.check()
 
     def progress(self, done: int, total: int) -> None:
