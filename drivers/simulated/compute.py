@@ -1,0 +1,484 @@
+"""The driver of simulated hosts: the promises of drivers/compute.py, kept strictly and without a hypervisor."""
+
+import io
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+import planvirt
+from drivers.compute import Capabilities, Domain, HostFacts, InstanceFacts, LocalImage, VolumeFacts
+from drivers.errors import DriverError, NameTaken, NotFound
+from drivers.simulated import disk_file
+from drivers.simulated.faults import Fault, suffer
+from drivers.simulated.guards import (
+    aside_name,
+    is_ours,
+    machine_of,
+    own,
+    owner,
+    require,
+    reserve,
+    users_of,
+    volume_facts,
+    volume_of,
+)
+from drivers.simulated.world import InFile, InMemory, Machine, Volume, World, Worlds
+from planvirt.deadline import Deadline
+from planvirt.errors import Conflict
+from planvirt.mark import cached_file, cached_image, is_cached, read_volume_name
+from planvirt.states import State
+from planvirt.verbs import VERBS
+
+_TICK = 0.02
+_CHUNK = 1 << 20
+
+
+class SimulatedCompute:
+    """A host that exists only on paper."""
+
+    def __init__(self, host: str, worlds: Worlds, *, clock: Callable[[], float] = time.time) -> None:
+        self.host = host
+        self._worlds = worlds
+        self._clock = clock
+
+    @classmethod
+    def in_memory(cls, host: str = "simulated") -> "SimulatedCompute":
+        """A host that ends with this process."""
+        return cls(host, InMemory())
+
+    @classmethod
+    def in_file(cls, host: str, path: Path) -> "SimulatedCompute":
+        """A host that all processes share which name the same file."""
+        return cls(host, InFile(path))
+
+    def close(self) -> None:
+        """Nothing is open between calls."""
+
+    # What tests and rehearsals do to the world
+
+    @contextmanager
+    def world(self) -> Iterator[World]:
+        """The world itself, to look at and to change; nobody else uses it in this block."""
+        with self._worlds.change() as world:
+            for machine in world.instances.values():
+                machine.settle(self._clock())
+            yield world
+
+    def fail(
+        self,
+        call: str,
+        *,
+        name: str | None = None,
+        times: int | None = 1,
+        error: str | None = None,
+        kill: bool = False,
+        hang: float = 0.0,
+        at: Literal["before", "during", "after"] = "before",
+    ) -> None:
+        """Go wrong at the next `times` calls of the method `call` for `name`; without more, by a transient error."""
+        with self.world() as world:
+            world.faults.append(Fault(call, name, times, error, kill, hang, at))
+
+    def add_foreign(self, name: str, state: State = State.RUNNING, volume: str | None = None) -> None:
+        """Put an instance there that planvirt did not make, with a volume of its own."""
+        with self.world() as world:
+            disk = volume or f"{name}.qcow2"
+            world.volumes[disk] = Volume(1 << 30, content=b"foreign".hex())
+            world.instances[name] = Machine(name, str(uuid.uuid4()), state=state, volumes=[disk])
+
+    def write_disk(self, volume: str, content: bytes) -> None:
+        """Let a guest write to its disk, from the start."""
+        if len(content) > disk_file.LARGEST_CONTENT:
+            raise ValueError("a simulated volume holds little")
+        with self.world() as world:
+            world.volumes[volume].content = content.hex()
+
+    def events(self) -> list[str]:
+        """What took effect, in order: "start web-1"."""
+        with self.world() as world:
+            return list(world.events)
+
+    # The host
+
+    def capabilities(self) -> Capabilities:
+        """Every verb."""
+        with self._call("capabilities", self.host):
+            return Capabilities(verbs=frozenset(VERBS), quiesce=True)
+
+    def facts(self) -> HostFacts:
+        """The host as its world describes it."""
+        with self._call("facts", self.host) as world:
+            return HostFacts(
+                name=self.host,
+                uri=f"simulated:{self._worlds.where}",
+                hypervisor="simulated",
+                version=planvirt.__version__,
+                accel="none",
+                free_space=world.free(),
+                memory=world.memory,
+                cpus=world.cpus,
+            )
+
+    def instances(self) -> Sequence[InstanceFacts]:
+        """All instances, foreign ones and those set aside included."""
+        with self._call("instances", self.host) as world:
+            return [self._facts(key, world.instances[key]) for key in sorted(world.instances)]
+
+    def instance(self, name: str) -> InstanceFacts | None:
+        """One instance, or None."""
+        with self._call("instance", name) as world:
+            machine = world.instances.get(name)
+            return None if machine is None else self._facts(name, machine)
+
+    def volumes(self) -> Sequence[VolumeFacts]:
+        """All volumes with a mark, and the cached ones."""
+        with self._call("volumes", self.host) as world:
+            return [volume_facts(world, name) for name in sorted(world.volumes) if is_ours(name)]
+
+    # Volumes
+
+    def import_image(self, image: LocalImage, deadline: Deadline) -> VolumeFacts:
+        """Keep what the file holds as a base volume, if it is what its hash says."""
+        name = cached_image(image.sha256, image.format)
+        return self._import("import_image", image.path, image.sha256, name, image.virtual_size, deadline)
+
+    def import_file(self, path: Path, sha256: str, deadline: Deadline) -> str:
+        """Keep a kernel or initrd, if it is what its hash says."""
+        name = cached_file(sha256)
+        self._import("import_file", path, sha256, name, None, deadline)
+        return name
+
+    def create_volume(
+        self, name: str, *, size: int, format: Literal["qcow2", "raw"], base: str | None, deadline: Deadline
+    ) -> VolumeFacts:
+        """Make an empty volume, an overlay or a full copy."""
+        if read_volume_name(name) is None:
+            raise DriverError(f"cannot make volume {name}: its name bears no mark")
+        with self._call("create_volume", name, deadline) as world:
+            overlay = base if format == "qcow2" else None
+            present = world.volumes.get(name)
+            if present is not None:
+                if (present.capacity, present.format, present.base) != (size, format, overlay):
+                    raise Conflict(f"cannot make volume {name}: there is another one of that name")
+                return volume_facts(world, name)
+            content, allocation = None, 0
+            if base is not None:
+                source = volume_of(world, base)
+                if source.partial:
+                    raise Conflict(f"cannot make volume {name}: its base {base} is half-made")
+                if size < source.capacity:
+                    raise DriverError(f"cannot make volume {name}: it is smaller than its base {base}")
+                if overlay is None:
+                    content, allocation = world.content(base).hex(), size
+            reserve(world, name, allocation)
+            world.volumes[name] = Volume(size, format, content, overlay, allocation)
+            world.record("create_volume", name)
+            return volume_facts(world, name)
+
+    def delete_volume(self, name: str) -> None:
+        """Delete a volume that nothing uses."""
+        with self._call("delete_volume", name) as world:
+            if name not in world.volumes:
+                return
+            if not is_ours(name):
+                raise Conflict(f"cannot delete volume {name}: planvirt did not make it")
+            users = users_of(world, name)
+            if users:
+                raise Conflict(f"cannot delete volume {name}: it is in use", details=f"by {', '.join(users)}")
+            del world.volumes[name]
+            world.record("delete_volume", name)
+
+    @contextmanager
+    def open_volume(self, name: str) -> Iterator[BinaryIO]:
+        """A file that qemu-img reads, and that begins with the volume's content."""
+        with self._call("open_volume", name) as world:
+            volume = volume_of(world, name)
+            content = b"" if volume.base else world.content(name)
+        if volume.format == "raw":
+            yield disk_file.raw(volume.capacity, content)
+        else:
+            yield io.BytesIO(disk_file.qcow2(volume.capacity, content, volume.base))
+
+    # Definitions
+
+    def define(self, domain: Domain) -> InstanceFacts:
+        """Define an instance whose volumes are there."""
+        with self._call("define", domain.name) as world:
+            present = world.instances.get(domain.name)
+            if present is not None:
+                if (present.mark, present.uuid) != (domain.mark, domain.uuid):
+                    raise NameTaken(
+                        f"cannot define {domain.name}: an instance of that name exists",
+                        details=owner(present),
+                        resolution="rename the instance in the plan, or remove the other one",
+                    )
+                return self._facts(domain.name, present)
+            twins = [key for key, machine in world.instances.items() if machine.uuid == domain.uuid]
+            if twins:
+                raise NameTaken(f"cannot define {domain.name}: its UUID belongs to {twins[0]}")
+            disks = [disk.volume for disk in domain.disks]
+            for volume in (*disks, domain.kernel, domain.initrd):
+                if volume is not None and volume_of(world, volume).partial:
+                    raise Conflict(f"cannot define {domain.name}: volume {volume} is half-made")
+            machine = Machine(
+                domain.name, domain.uuid, domain.mark, State.STOPPED, domain.vcpus, domain.memory,
+                disks, len(domain.nics), domain.kernel, domain.initrd,
+            )  # fmt: skip
+            world.instances[domain.name] = machine
+            world.record("define", domain.name)
+            return self._facts(domain.name, machine)
+
+    def undefine(self, name: str) -> None:
+        """Forget an instance."""
+        with self._call("undefine", name) as world:
+            if name in world.instances:
+                own(world, name, "undefine")
+                del world.instances[name]
+                world.record("undefine", name)
+
+    def set_aside(self, name: str, run: str) -> None:
+        """Stop an instance and keep it under another name and UUID, so that both are free for a new one."""
+        with self._call("set_aside", name) as world:
+            aside = aside_name(name, run)
+            if name not in world.instances:
+                if aside not in world.instances:
+                    raise NotFound(f"cannot set {name} aside: there is no such instance")
+                return
+            machine = own(world, name, "set aside")
+            if aside in world.instances:
+                raise Conflict(f"cannot set {name} aside: run {run} has set aside another one of that name")
+            machine.stop()
+            machine.set_aside = run
+            world.instances[aside] = world.instances.pop(name)
+            world.record("set_aside", name)
+
+    def bring_back(self, name: str, run: str) -> InstanceFacts:
+        """Give what was set aside its name again."""
+        with self._call("bring_back", name) as world:
+            aside = aside_name(name, run)
+            present = world.instances.get(name)
+            if aside not in world.instances:
+                if present is None:
+                    raise NotFound(f"cannot bring {name} back: run {run} has not set it aside")
+                return self._facts(name, own(world, name, "bring back"))
+            machine = world.instances[aside]
+            if present is not None:
+                raise NameTaken(f"cannot bring {name} back: its name is taken", details=owner(present))
+            if any(other.uuid == machine.uuid and not other.set_aside for other in world.instances.values()):
+                raise NameTaken(f"cannot bring {name} back: its UUID is taken")
+            machine.set_aside = None
+            world.instances[name] = world.instances.pop(aside)
+            world.record("bring_back", name)
+            return self._facts(name, machine)
+
+    def delete_set_aside(self, name: str, run: str) -> None:
+        """Forget what was set aside."""
+        with self._call("delete_set_aside", name) as world:
+            if world.instances.pop(aside_name(name, run), None) is not None:
+                world.record("delete_set_aside", name)
+
+    # Power
+
+    def start(self, name: str) -> None:
+        """Boot a stopped instance."""
+        with self._call("start", name) as world:
+            machine = own(world, name, "start")
+            if machine.state is State.RUNNING:
+                return
+            require(machine, name, "start", State.STOPPED)
+            machine.start(self._clock())
+            world.record("start", name)
+
+    def request_shutdown(self, name: str) -> None:
+        """Ask the guest, which may need some time or not listen at all."""
+        with self._call("request_shutdown", name) as world:
+            machine = own(world, name, "shut down")
+            if machine.state is State.STOPPED:
+                return
+            require(machine, name, "shut down", State.RUNNING)
+            guest = world.guest(name)
+            if machine.stops is None and not guest.ignores_shutdown:
+                machine.stops = self._clock() + guest.shutdown_seconds
+                machine.settle(self._clock())
+                world.record("request_shutdown", name)
+
+    def power_off(self, name: str) -> None:
+        """Be off at once, from every state."""
+        with self._call("power_off", name) as world:
+            machine = own(world, name, "power off")
+            if machine.state is not State.STOPPED:
+                machine.stop()
+                world.record("power_off", name)
+
+    def reboot(self, name: str, kind: Literal["soft", "hard"], deadline: Deadline) -> None:
+        """Stop and start again; a guest that does not listen never reboots softly."""
+        with self._call("reboot", name, deadline, after=None) as world:
+            machine = own(world, name, "reboot")
+            guest = world.guest(name)
+            if kind == "soft":
+                require(machine, name, "reboot", State.RUNNING)
+        if kind == "soft":
+            while guest.ignores_shutdown:
+                deadline.sleep(_TICK)
+            deadline.sleep(guest.shutdown_seconds)
+        with self._call("reboot", name, deadline, before=None) as world:
+            own(world, name, "reboot").start(self._clock())
+            world.record("reboot", name)
+
+    def wait_state(self, name: str, states: frozenset[State], deadline: Deadline) -> State:
+        """Look until the state is one of these."""
+        while True:
+            with self._call("wait_state", name, deadline) as world:
+                machine = world.instances.get(name)
+                state = State.ABSENT if machine is None else machine.state
+            if state in states:
+                return state
+            deadline.sleep(_TICK)
+
+    # Looking in
+
+    def console(self, name: str) -> str:
+        """The guest's text, once it has booted."""
+        with self._call("console", name) as world:
+            machine = machine_of(world, name)
+            guest = world.guest(name)
+            up = machine.starts > 0 and self._clock() >= machine.started + guest.boot_seconds
+            return guest.console.replace("{name}", name) if up else ""
+
+    def addresses(self, name: str) -> Sequence[str]:
+        """Addresses from ranges that no network uses, the same ones each time, once the guest has booted."""
+        with self._call("addresses", name) as world:
+            machine = machine_of(world, name)
+            guest = world.guest(name)
+            running = machine.state is State.RUNNING
+            if not running or self._clock() < machine.started + guest.boot_seconds:
+                return ()
+            if guest.addresses is not None:
+                return tuple(guest.addresses)
+            number = uuid.UUID(machine.uuid).int
+            return (f"198.18.{number >> 8 & 0xFF}.{number & 0xFF}", f"2001:db8::{number & 0xFFFF:x}")[
+                : 2 * machine.nics
+            ]
+
+    # Snapshot
+
+    def export_disk(self, name: str, disk: str, target: str, *, quiesce: bool, deadline: Deadline) -> VolumeFacts:
+        """Copy what the guest sees of the disk at this moment into a flat volume; one left there before is replaced."""
+
+        def begin(world: World) -> Volume:
+            machine = own(world, name, "export a disk of")
+            require(machine, name, "export a disk of", *VERBS["snapshot"].allowed)
+            if disk not in machine.volumes:
+                raise NotFound(f"cannot export {disk}: it is no disk of {name}")
+            if read_volume_name(target) is None:
+                raise DriverError(f"cannot export to volume {target}: its name bears no mark")
+            users = users_of(world, target)
+            if users:
+                raise Conflict(f"cannot export to volume {target}: it is in use", details=f"by {', '.join(users)}")
+            source = volume_of(world, disk)
+            if quiesce and machine.state is not State.STOPPED:
+                if machine.state is not State.RUNNING or not world.guest(name).agent:
+                    raise DriverError(f"cannot freeze {name}: its guest agent does not answer")
+                world.record("freeze", name)
+                world.record("thaw", name)
+            content = world.content(disk)
+            return Volume(source.capacity, "qcow2", content.hex(), None, len(content))
+
+        return self._copy("export_disk", name, target, begin, deadline)
+
+    # How calls go
+
+    @contextmanager
+    def _call(
+        self,
+        call: str,
+        name: str,
+        deadline: Deadline | None = None,
+        *,
+        before: str | None = "before",
+        after: str | None = "after",
+    ) -> Iterator[World]:
+        """The world for the time of a call, with the faults that are due before its effect and after it."""
+        due = before is not None
+        while True:
+            if deadline is not None:
+                deadline.check()
+            with self.world() as world:
+                fault = world.take_fault(call, name, before) if due else None
+                if fault is None:
+                    yield world
+                    late = world.take_fault(call, name, after)
+                    break
+            due = False
+            suffer(fault, call, name, deadline)
+        if late is not None:
+            suffer(late, call, name, deadline)
+
+    def _copy(
+        self, call: str, name: str, target: str, begin: Callable[[World], Volume | None], deadline: Deadline
+    ) -> VolumeFacts:
+        """Make the volume `target` as a host does it: half-made first, whole after some time, gone when the call fails.
+
+        `begin` checks, and returns the volume as it will be; None when the one that is there will do.
+        """
+        begun = False
+        try:
+            with self._call(call, name, deadline, after="during") as world:
+                volume = begin(world)
+                if volume is None:
+                    return volume_facts(world, target)
+                reserve(world, target, volume.allocation)
+                world.volumes[target] = replace(volume, partial=True)
+                begun = True
+                seconds = world.copy_seconds
+            self._take_time(seconds, volume.allocation, deadline)
+            with self._call(call, name, deadline, before=None) as world:
+                world.volumes[target] = volume
+                world.record(call, name)
+                return volume_facts(world, target)
+        except BaseException:
+            if begun:
+                with self.world() as world:
+                    left = world.volumes.get(target)
+                    if left is not None and (left.partial or not is_cached(target)):
+                        del world.volumes[target]
+            raise
+
+    def _import(
+        self, call: str, path: Path, sha256: str, target: str, capacity: int | None, deadline: Deadline
+    ) -> VolumeFacts:
+        with self.world() as world:
+            present = target in world.volumes and not world.volumes[target].partial
+        content, size = (b"", 0) if present else disk_file.read_file(path, sha256, deadline)
+
+        def begin(world: World) -> Volume | None:
+            if target in world.volumes and not world.volumes[target].partial:
+                return None
+            kind = "qcow2" if target.endswith(".qcow2") else "raw"
+            return Volume(size if capacity is None else capacity, kind, content.hex(), None, len(content))
+
+        return self._copy(call, target, target, begin, deadline)
+
+    def _take_time(self, seconds: float, size: int, deadline: Deadline) -> None:
+        ticks = round(seconds / _TICK)
+        for tick in range(ticks):
+            deadline.progress(size * tick // ticks, size)
+            deadline.sleep(_TICK)
+        deadline.progress(size, size)
+
+    def _facts(self, key: str, machine: Machine) -> InstanceFacts:
+        return InstanceFacts(
+            name=key,
+            uuid=machine.uuid,
+            host=self.host,
+            state=machine.state,
+            mark=machine.mark,
+            vcpus=machine.vcpus,
+            memory=machine.memory,
+            volumes=tuple(machine.volumes),
+            set_aside=machine.set_aside,
+        )
