@@ -87,12 +87,13 @@ remove_pool() {
     uri=$(libvirt_uri)
     virsh -q -c "$uri" pool-info "$pool" >/dev/null 2>&1 || return 0
     virsh -q -c "$uri" pool-start "$pool" >/dev/null 2>&1 || true
-    while read -r volume _; do
+    while read -r volume; do
         [ -z "$volume" ] || virsh -q -c "$uri" vol-delete --pool "$pool" "$volume" >/dev/null
-    done < <(virsh -q -c "$uri" vol-list "$pool")
+    done < <(virsh -q -c "$uri" vol-list "$pool" | sed 's/^ *//; s/   *.*//')
     virsh -q -c "$uri" pool-destroy "$pool" >/dev/null
     virsh -q -c "$uri" pool-delete "$pool" >/dev/null 2>&1 || true
-    virsh -q -c "$uri" pool-undefine "$pool" >/dev/null
+    virsh -q -c "$uri" pool-undefine "$pool" >/dev/null 2>&1 || true
+    ! virsh -q -c "$uri" pool-info "$pool" >/dev/null 2>&1 || die "cannot remove the storage pool $pool" "see: virsh -c $uri pool-info $pool"
     echo "the storage pool $pool is gone"
 }
 
