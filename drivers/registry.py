@@ -1,0 +1,86 @@
+"""Which driver answers to which name in planvirt.toml. To add one: a file, a line here, a line in its contract test."""
+
+import difflib
+from collections.abc import Callable, Mapping
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any
+
+from drivers.compute import Compute
+from drivers.image_store import ImageStore
+from planvirt.config import HostConfig, StoreConfig
+from planvirt.errors import ConfigError
+
+ENTRY_POINTS = "planvirt.drivers"  # other packages' drivers: NAME for a compute driver, store.NAME for an image store
+
+
+def _libvirt(config: HostConfig, home: Path) -> Compute:
+    from drivers.libvirt.driver import LibvirtCompute
+
+    return LibvirtCompute(config, home)
+
+
+def _simulated(config: HostConfig, home: Path) -> Compute:
+    from drivers.simulated import SimulatedCompute
+
+    return SimulatedCompute.in_file(config.name, config.path or home / f"simulated-{config.name}.json")
+
+
+def _directory(config: StoreConfig, home: Path) -> ImageStore:
+    from drivers.directory import DirectoryStore
+
+    return DirectoryStore(config.name, config.path or home / "stores" / config.name)
+
+
+COMPUTE: dict[str, Callable[[HostConfig, Path], Compute]] = {"libvirt": _libvirt, "simulated": _simulated}
+STORES: dict[str, Callable[[StoreConfig, Path], ImageStore]] = {"directory": _directory}
+
+
+def open_compute(config: HostConfig, home: Path) -> Compute:
+    """The driver of a host. It connects when it is first used."""
+    factory = COMPUTE.get(config.driver) or _strangers("").get(config.driver)
+    if factory is None:
+        raise _unknown("host", config.name, config.driver, [*COMPUTE, *_strangers("")])
+    driver: Compute = _called(factory, config, home)
+    return driver
+
+
+def open_store(config: StoreConfig, home: Path) -> ImageStore:
+    """The driver of an image store. It touches nothing until it is first used."""
+    factory = STORES.get(config.driver) or _strangers("store.").get(config.driver)
+    if factory is None:
+        raise _unknown("store", config.name, config.driver, [*STORES, *_strangers("store.")])
+    driver: ImageStore = _called(factory, config, home)
+    return driver
+
+
+def _strangers(prefix: str) -> Mapping[str, EntryPoint]:
+    """What other packages bring, by the name that planvirt.toml uses."""
+    found = {}
+    for point in entry_points(group=ENTRY_POINTS):
+        kind, dot, name = point.name.rpartition(".")
+        if kind + dot == prefix:
+            found[name] = point
+    return found
+
+
+def _called(factory: Any, config: HostConfig | StoreConfig, home: Path) -> Any:
+    if isinstance(factory, EntryPoint):
+        try:
+            factory = factory.load()
+        except (ImportError, AttributeError) as error:
+            raise ConfigError(
+                f"cannot load driver {config.driver!r}",
+                details=str(error),
+                resolution="reinstall the package that brings it",
+            ) from error
+    return factory(config, home)
+
+
+def _unknown(kind: str, name: str, driver: str, known: list[str]) -> ConfigError:
+    near = difflib.get_close_matches(driver, known, n=1)
+    meant = f"did you mean {near[0]!r}? " if near else ""
+    return ConfigError(
+        f"cannot use {kind} {name}: there is no driver {driver!r}",
+        resolution=f"{meant}the drivers for a {kind} are {', '.join(sorted(known))}",
+    )
