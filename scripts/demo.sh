@@ -7,7 +7,7 @@ demo=$PWD/.demo
 pool=planvirt-demo
 plans=(plans/demo-rollback.yaml plans/demo.yaml)
 
-export PLANVIRT_HOME=$demo/home PLANVIRT_CONFIG=$demo/planvirt.toml PREFECT_HOME=$demo/prefect
+export PLANVIRT_HOME=$demo/home PLANVIRT_CONFIG=$demo/planvirt.toml PREFECT_HOME=$demo/home/prefect
 export PREFECT_SERVER_ANALYTICS_ENABLED=false DO_NOT_TRACK=1
 
 planvirt() { .venv/bin/planvirt "$@"; }
@@ -19,12 +19,18 @@ die() { # what, then what to do about it
 }
 libvirt_uri() { if timeout 10 virsh -q -c qemu:///system version >/dev/null 2>&1; then echo qemu:///system; else echo qemu:///session; fi; }
 field() { .venv/bin/python -c "import json, sys; it = json.load(sys.stdin); print($1)"; }
+prefect_pages() { # the configured server's, else those of the one that planvirt keeps
+    local api=${PREFECT_API_URL-}
+    [ -n "$api" ] || api=$(field 'it["url"]' <"$PREFECT_HOME/server.json")
+    echo "${api%/api}"
+}
 latest_run() { planvirt runs --output json | field 'it["runs"][0]["id"]'; }
 
 write_config() {
     mkdir -p "$demo"
     cat >"$PLANVIRT_CONFIG" <<TOML
 # Written by scripts/demo.sh.
+[plans]
 allow_paths = ["$demo/guest"]
 
 [hosts.local]
@@ -75,9 +81,9 @@ run_demo() {
     [ "$left" = "[]" ] || die "the rollback left images: $left"
 
     heading "Done"
-    planvirt up || true # keeps the server that the runs used, and says where its pages are
+    echo "the runs in Prefect: $(prefect_pages)"
     echo "the machines keep running; look around with:"
-    echo "  export PLANVIRT_HOME=$PLANVIRT_HOME PLANVIRT_CONFIG=$PLANVIRT_CONFIG PREFECT_HOME=$PREFECT_HOME"
+    echo "  export PLANVIRT_HOME=$PLANVIRT_HOME PLANVIRT_CONFIG=$PLANVIRT_CONFIG"
     echo "  .venv/bin/planvirt runs"
     echo "remove all of it with: make demo-clean"
 }
