@@ -31,7 +31,7 @@ from planvirt.deadline import Deadline
 from planvirt.errors import Conflict
 from planvirt.mark import cached_file, cached_image, is_cached, read_volume_name
 from planvirt.states import State
-from planvirt.verbs import VERBS
+from planvirt.verbs import ACTIONS, VERBS
 
 _TICK = 0.02
 _CHUNK = 1 << 20
@@ -107,7 +107,7 @@ class SimulatedCompute:
     def capabilities(self) -> Capabilities:
         """Every verb."""
         with self._call("capabilities", self.host):
-            return Capabilities(verbs=frozenset(VERBS), quiesce=True)
+            return Capabilities(verbs=frozenset(ACTIONS), quiesce=True)
 
     def facts(self) -> HostFacts:
         """The host as its world describes it."""
@@ -241,7 +241,7 @@ class SimulatedCompute:
                 world.record("undefine", name)
 
     def set_aside(self, name: str, run: str) -> None:
-        """Stop an instance and keep it under another name and UUID, so that both are free for a new one."""
+        """Stop an instance and keep it under another name. Its UUID stays its own, as with libvirt."""
         with self._call("set_aside", name) as world:
             aside = aside_name(name, run)
             if name not in world.instances:
@@ -268,8 +268,6 @@ class SimulatedCompute:
             machine = world.instances[aside]
             if present is not None:
                 raise NameTaken(f"cannot bring {name} back: its name is taken", details=owner(present))
-            if any(other.uuid == machine.uuid and not other.set_aside for other in world.instances.values()):
-                raise NameTaken(f"cannot bring {name} back: its UUID is taken")
             machine.set_aside = None
             world.instances[name] = world.instances.pop(aside)
             world.record("bring_back", name)
@@ -330,9 +328,12 @@ class SimulatedCompute:
             world.record("reboot", name)
 
     def wait_state(self, name: str, states: frozenset[State], deadline: Deadline) -> State:
-        """Look until the state is one of these."""
+        """Look until the state is one of these. Only what is there at first can be waited for."""
+        with self._call("wait_state", name, deadline) as world:
+            if State.ABSENT not in states:
+                machine_of(world, name)
         while True:
-            with self._call("wait_state", name, deadline) as world:
+            with self.world() as world:
                 machine = world.instances.get(name)
                 state = State.ABSENT if machine is None else machine.state
             if state in states:

@@ -14,9 +14,10 @@ LARGEST_CONTENT = 1 << 16
 _CLUSTER = 1 << 16
 _CHUNK = 1 << 20
 _COPIED = 1 << 63
+_COMPRESSED = 1 << 62
+_OFFSET = 0x00FF_FFFF_FFFF_FE00
 _L2_COVERS = _CLUSTER * (_CLUSTER // 8)
 _BACKING_FORMAT = 0xE2792ACA
-_OURS = 0x706C7631  # our own header extension; its data is the length of the content
 _HEADER = struct.Struct(">4sIQIIQIIQQIIQQQQII")
 
 
@@ -27,9 +28,7 @@ def qcow2(capacity: int, content: bytes, base: str | None) -> bytes:
     l2_at = (3 + l1_clusters) * _CLUSTER
     data_at = l2_at + _CLUSTER
 
-    extensions = struct.pack(">III4x", _OURS, 4, len(content))
-    if base is not None:
-        extensions += struct.pack(">II5s3x", _BACKING_FORMAT, 5, b"qcow2")
+    extensions = b"" if base is None else struct.pack(">II5s3x", _BACKING_FORMAT, 5, b"qcow2")
     extensions += bytes(8)
     name = (base or "").encode()
     backing_at = _HEADER.size + len(extensions) if name else 0
@@ -54,16 +53,29 @@ def qcow2(capacity: int, content: bytes, base: str | None) -> bytes:
 
 
 def qcow2_content(path: Path) -> bytes | None:
-    """The content of an image that `qcow2` made; None for any other file."""
+    """What stands at the start of the disk in a flat image that holds nothing else; None for any other file."""
     with path.open("rb") as file:
-        head = file.read(_HEADER.size + 12)
-        if len(head) < _HEADER.size + 12 or head[:4] != b"QFI\xfb":
+        head = file.read(_HEADER.size)
+        if len(head) < _HEADER.size:
             return None
-        kind, _, length = struct.unpack_from(">III", head, _HEADER.size)
-        if kind != _OURS or length > LARGEST_CONTENT:
+        magic, _, backing, _, bits, _, _, l1_entries, l1_at, *_ = _HEADER.unpack(head)
+        if magic != b"QFI\xfb" or backing or 1 << bits != _CLUSTER or l1_entries * 8 > LARGEST_CONTENT:
             return None
-        file.seek(-_CLUSTER if length else 0, io.SEEK_END)
-        return file.read(length)
+        l2_at = _only_entry(file, l1_at, l1_entries)
+        data_at = l2_at and _only_entry(file, l2_at, _CLUSTER // 8)
+        if not data_at:
+            return b"" if l2_at == 0 or data_at == 0 else None
+        file.seek(data_at)
+        return file.read(_CLUSTER).rstrip(b"\0")
+
+
+def _only_entry(file: BinaryIO, at: int, entries: int) -> int | None:
+    """Where the first entry of a table points; None when others point anywhere, or it is compressed."""
+    file.seek(at)
+    first, *others = struct.unpack(f">{entries}Q", file.read(entries * 8).ljust(entries * 8, b"\0"))
+    if any(others) or first & _COMPRESSED:
+        return None
+    return int(first & _OFFSET)
 
 
 def raw(capacity: int, content: bytes) -> BinaryIO:
@@ -105,9 +117,9 @@ def read_file(path: Path, sha256: str, deadline: Deadline) -> tuple[bytes, int]:
             f"cannot import {path}: it has changed since it was checked",
             details=f"sha256 is {digest.hexdigest()[:16]}…, expected {sha256[:16]}…",
         )
-    made_here = qcow2_content(path)
-    if made_here is not None:
-        return made_here, size
+    of_a_disk = qcow2_content(path)
+    if of_a_disk is not None:
+        return of_a_disk, size
     is_qcow2 = content is not None and content.startswith(b"QFI")
     return (digest.digest() if content is None or is_qcow2 else content), size
 
