@@ -6,11 +6,15 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Any, BinaryIO, Literal
+
+import libvirt
 
 from drivers.compute import AttachedDisk, Compute, Domain, InstanceFacts, LocalImage
 from drivers.image_file import inspect
+from drivers.libvirt.driver import LibvirtCompute
 from drivers.simulated import SimulatedCompute
+from planvirt.config import HostConfig
 from planvirt.deadline import Deadline
 from planvirt.mark import Mark, instance_uuid
 from planvirt.plan import Nic
@@ -177,7 +181,74 @@ def simulated_in_file(folder: Path) -> Iterator[Host]:
     yield _simulated(SimulatedCompute.in_file("host", folder / "world.json"))
 
 
+class _LibvirtDoor:
+    """A connection of the tests' own, for what is done behind the driver's back."""
+
+    def __init__(self, uri: str, pool: str) -> None:
+        self._uri, self._pool = uri, pool
+
+    @contextmanager
+    def connection(self) -> Iterator[Any]:
+        connection = libvirt.open(self._uri)
+        try:
+            yield connection
+        finally:
+            connection.close()
+
+    def add_foreign(self, name: str, kind: str) -> str:
+        disk = f"{name}-foreign.img"
+        with self.connection() as connection:
+            pool = connection.storagePoolLookupByName(self._pool)
+            pool.createXML(f"<volume><name>{disk}</name><capacity>4096</capacity></volume>", 0)
+            connection.defineXML(
+                f"<domain type='{kind}'><name>{name}</name><memory unit='MiB'>64</memory>"
+                "<os><type arch='x86_64'>hvm</type></os></domain>"
+            )
+        return disk
+
+    def volumes(self) -> set[str]:
+        with self.connection() as connection:
+            return set(connection.storagePoolLookupByName(self._pool).listVolumes())
+
+    def pause(self, name: str) -> None:
+        with self.connection() as connection:
+            connection.lookupByName(name).suspend()
+
+    def suspend(self, name: str) -> None:
+        with self.connection() as connection:
+            connection.lookupByName(name).managedSave(0)
+
+    def remove_foreign(self) -> None:
+        """Remove what add_foreign made."""
+        with self.connection() as connection:
+            pool = connection.storagePoolLookupByName(self._pool)
+            for volume in pool.listAllVolumes():
+                if volume.name().endswith("-foreign.img"):
+                    connection.lookupByName(volume.name().removesuffix("-foreign.img")).undefine()
+                    volume.delete(0)
+
+
+@contextmanager
+def libvirt_test(folder: Path) -> Iterator[Host]:
+    """libvirt's own hypervisor for tests: its API is the real one, but it boots nothing and keeps no data."""
+    uri = "test:///default"
+    door = _LibvirtDoor(uri, "planvirt")
+    compute = LibvirtCompute(HostConfig("host", uri=uri, pool_path=folder / "pool"), folder)
+    compute.facts()  # the pool is there from now on
+    with door.connection():  # the hypervisor lives as long as somebody is connected
+        yield Host(
+            compute=compute,
+            add_foreign=lambda name: door.add_foreign(name, "test"),
+            all_volumes=door.volumes,
+            pause=door.pause,
+            suspend=door.suspend,
+            nics=(),
+            lacks=frozenset({"files", "guest"}),
+        )
+
+
 HOSTS: dict[str, Callable[[Path], AbstractContextManager[Host]]] = {
     "simulated-memory": simulated_in_memory,
     "simulated-file": simulated_in_file,
+    "libvirt-test": libvirt_test,
 }

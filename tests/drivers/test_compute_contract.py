@@ -213,6 +213,7 @@ def test_an_overlay_shows_its_base_and_a_raw_copy_stands_alone(host: Host, tmp_p
     assert content_of(host.compute.open_volume(copy), tmp_path, "raw", len(CONTENT)) == CONTENT
 
 
+@pytest.mark.needs("files")
 def test_a_missing_volume_cannot_be_read(host: Host) -> None:
     with pytest.raises(NotFound), host.compute.open_volume(host.mark().volume("nothing")):
         pass
@@ -290,11 +291,10 @@ def test_undefine_forgets_an_instance_and_leaves_its_disk(host: Host, state: Sta
     host.made()  # nothing is left that keeps it from being made again
 
 
-def test_foreign_instances_are_never_changed(host: Host, tmp_path: Path) -> None:
+def test_foreign_instances_are_never_changed(host: Host) -> None:
     name = host.name("other")
-    volume = host.add_foreign(name)
-    before = host.seen(name)
-    compute, target = host.compute, host.mark().volume("copy")
+    host.add_foreign(name)
+    before, compute = host.seen(name), host.compute
     for attempt in (
         lambda: compute.undefine(name),
         lambda: compute.set_aside(name, "r1"),
@@ -304,13 +304,11 @@ def test_foreign_instances_are_never_changed(host: Host, tmp_path: Path) -> None
         lambda: compute.power_off(name),
         lambda: compute.reboot(name, "hard", host.deadline()),
         lambda: compute.reboot(name, "soft", host.deadline()),
-        lambda: compute.export_disk(name, volume, target, quiesce=False, deadline=host.deadline()),
     ):
         with pytest.raises(Conflict):
             attempt()
     compute.delete_set_aside(name, "r1")
     assert host.seen(name) == before
-    assert host.ours() == set()
 
 
 def test_what_is_absent_is_not_found(host: Host) -> None:
@@ -323,15 +321,16 @@ def test_what_is_absent_is_not_found(host: Host) -> None:
         lambda: compute.power_off(name),
         lambda: compute.reboot(name, "hard", host.deadline()),
         lambda: compute.reboot(name, "soft", host.deadline()),
-        lambda: compute.console(name),
         lambda: compute.addresses(name),
-        lambda: compute.export_disk(
-            name, host.volume(), host.mark().volume("copy"), quiesce=False, deadline=host.deadline()
-        ),
     ):
         with pytest.raises(NotFound):
             attempt()
-    assert host.mark().volume("copy") not in host.ours()
+
+
+@pytest.mark.needs("guest")
+def test_what_is_absent_has_no_console(host: Host) -> None:
+    with pytest.raises(NotFound):
+        host.compute.console(host.name("nobody"))
 
 
 # Setting aside
@@ -589,11 +588,18 @@ def test_an_export_cancelled_on_the_way_leaves_nothing(host: Host) -> None:
 
 
 @pytest.mark.needs("files")
-def test_only_a_disk_of_the_instance_is_exported(host: Host) -> None:
-    name, other = host.made(), host.volume("boot", "db")
-    with pytest.raises(NotFound):
-        host.compute.export_disk(name, other, host.mark().volume("copy"), quiesce=False, deadline=host.deadline())
-    assert host.mark().volume("copy") not in host.ours()
+def test_only_a_disk_of_an_instance_of_ours_is_exported(host: Host) -> None:
+    name, disk, other = host.made(), host.mark().volume("boot"), host.volume("boot", "db")
+    foreign = host.add_foreign(host.name("other"))
+    target, all_before = host.mark().volume("copy"), host.all_volumes()
+    for instance, volume, error in (
+        (name, other, NotFound),
+        (host.name("nobody"), disk, NotFound),
+        (host.name("other"), foreign, Conflict),
+    ):
+        with pytest.raises(error):
+            host.compute.export_disk(instance, volume, target, quiesce=False, deadline=host.deadline())
+    assert host.all_volumes() == all_before
 
 
 # What the tests lean on
