@@ -26,12 +26,17 @@ class OnFailure(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Deferred:
-    """A template that is rendered when its step begins. `names` are the run-time names that it uses."""
+    """A template that is rendered when its step begins.
+
+    `names` are the run-time names that it uses, such as "steps.image", "instances.db", "secrets.ops_key", "run.date".
+    `known` holds the values of the other names that it uses (`inputs`, `env`, `each`, `index`), as the plan has them.
+    """
 
     text: str
     names: tuple[str, ...]
     line: int
     column: int
+    known: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +161,9 @@ class Instance:
 
 
 def _text(value: str | Deferred | None) -> str | None:
-    return value.text if isinstance(value, Deferred) else value
+    if not isinstance(value, Deferred):
+        return value
+    return f"{value.text}\0{json.dumps(dict(value.known), sort_keys=True)}" if value.known else value.text
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,153 @@
+"""launch: make an instance with its disks, start it, and wait until it is ready."""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from drivers.compute import AttachedDisk, Domain, InstanceFacts, VolumeFacts
+from drivers.errors import DriverError, NameTaken, Unsupported
+from flows.actions.action import Action, Finding
+from flows.actions.source import local_image
+from flows.actions.wait import wait_ready
+from flows.call import Call
+from planvirt.journal.records import StepRecord
+from planvirt.mark import read_volume_name
+from planvirt.plan import Disk, Instance
+from planvirt.secret import revealed
+from planvirt.states import State
+
+
+def do(call: Call) -> Mapping[str, Any]:
+    """Bring the instance from nothing to its declared state, going on with the work of an earlier attempt."""
+    spec = _spec(call)
+    existing = call.compute.instance(spec.name)
+    if existing is not None and (existing.mark is None or existing.mark.run != call.run.id):
+        raise NameTaken(
+            f"cannot launch {spec.name}: host {call.host} has an instance of that name",
+            details="planvirt did not make it" if existing.mark is None else f"plan {existing.mark.plan} made it",
+            resolution="rename the instance in the plan, or remove the other one",
+        )
+    disks = _disks(call, spec)
+    boot = spec.boot
+    domain = Domain(
+        name=spec.name,
+        uuid=call.uuid,
+        vcpus=spec.vcpus,
+        memory=spec.memory,
+        mark=call.mark(spec.spec_hash()),
+        disks=disks,
+        nics=spec.nics,
+        kernel=_carry(call, boot.kernel) if boot else None,
+        initrd=_carry(call, boot.initrd) if boot and boot.initrd else None,
+        cmdline=str(revealed(call.arguments.get("cmdline", ""))),
+        labels=dict(spec.labels),
+    )
+    call.phase("define", domain=spec.name)
+    call.compute.define(domain)
+    if spec.state == State.RUNNING:
+        call.phase("start")
+        call.compute.start(spec.name)
+        if spec.ready is not None:
+            call.phase("wait until ready")
+            wait_ready(call, spec.ready)
+    return {"uuid": call.uuid, "host": call.host, "addresses": _addresses(call, spec)}
+
+
+def probe(call: Call) -> Finding:
+    """Done when the instance is in its declared state; a defined but stopped one is only part of a launch."""
+    found = _own(call)
+    if found is None:
+        made = {volume.name for volume in call.compute.volumes()}
+        return Finding.PARTIAL if made & set(call.undo.get("volumes", [])) else Finding.NOTHING
+    wanted = call.spec.state if call.spec is not None else State.RUNNING
+    return Finding.DONE if found.state == wanted else Finding.PARTIAL
+
+
+def undo(call: Call) -> None:
+    """Remove the instance and the volumes that this run made; whatever was there before stays."""
+    if _own(call) is not None:
+        call.phase(f"remove {call.instance}")
+        call.compute.undefine(call.instance)
+    for volume in call.undo.get("volumes", []):
+        call.phase(f"delete volume {volume}")
+        call.compute.delete_volume(volume)
+
+
+def leftovers(record: StepRecord) -> list[str]:
+    """The instance and the volumes, by name."""
+    names = [f"instance {record.undo['domain']} on {record.host}"] if "domain" in record.undo else []
+    return names + [f"volume {volume} on {record.host}" for volume in record.undo.get("volumes", [])]
+
+
+def _spec(call: Call) -> Instance:
+    if call.spec is None:
+        raise DriverError(f"cannot launch {call.instance}: the plan of run {call.run.id} is not at hand")
+    return call.spec
+
+
+def _own(call: Call) -> InstanceFacts | None:
+    """The instance, if it is the work of this very run."""
+    found = call.facts()
+    return found if found is not None and found.mark is not None and found.mark.run == call.run.id else None
+
+
+def _disks(call: Call, spec: Instance) -> list[AttachedDisk]:
+    base = _base(call) if spec.disks else None
+    mark = call.mark(spec.spec_hash())
+    kept = _kept(call, spec)
+    names = {disk.name: kept.get(disk.name) or mark.volume(disk.name) for disk in spec.disks}
+    made = [name for disk, name in names.items() if disk not in kept]
+    call.phase("create disks", volumes=made)
+    for position, disk in enumerate(spec.disks):
+        if disk.name not in kept:
+            call.deadline.check()
+            _create(call, disk, names[disk.name], base if position == 0 else None)
+    return [AttachedDisk(volume=names[disk.name], format=disk.format, bus=disk.bus) for disk in spec.disks]
+
+
+def _create(call: Call, disk: Disk, name: str, base: VolumeFacts | None) -> None:
+    size = disk.size if disk.size is not None else base.capacity if base else None
+    if size is None:
+        raise Unsupported(
+            f"cannot create disk {disk.name} of {call.instance}: it has neither a size nor an image",
+            resolution="give the disk a size, such as '10 GiB', or the instance an image",
+        )
+    call.compute.create_volume(
+        name, size=size, format=disk.format, base=base.name if base else None, deadline=call.deadline
+    )
+
+
+def _base(call: Call) -> VolumeFacts | None:
+    reference = call.arguments.get("image")
+    if reference is None:
+        return None
+    call.phase(f"fetch image {reference}")
+    return call.compute.import_image(local_image(call, str(reference)), call.deadline)
+
+
+def _kept(call: Call, spec: Instance) -> dict[str, str]:
+    """Volumes that an earlier instance of this name left behind, for disks that the plan keeps."""
+    wanted = {disk.name for disk in spec.disks if disk.keep}
+    found: dict[str, str] = {}
+    for volume in call.compute.volumes() if wanted else ():
+        named = read_volume_name(volume.name)
+        if named is None or (named[0].plan, named[0].instance) != (call.run.plan, spec.name):
+            continue
+        if named[1] in wanted and named[0].run != call.run.id:
+            found[named[1]] = volume.name
+    return found
+
+
+def _carry(call: Call, path: Path) -> str:
+    """A kernel or initrd, brought to the host."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return call.compute.import_file(path, digest, call.deadline)
+
+
+def _addresses(call: Call, spec: Instance) -> list[str]:
+    return list(call.compute.addresses(spec.name)) if spec.nics and spec.state == State.RUNNING else []
+
+
+ACTION = Action(do=do, probe=probe, undo=undo, leftovers=leftovers)

@@ -1,0 +1,96 @@
+"""start, stop and reboot."""
+
+from collections.abc import Mapping
+from typing import Any, Literal, cast
+
+from drivers.errors import DriverError
+from flows.actions.action import Action, Finding, nothing_to_undo
+from flows.call import Call
+from planvirt.deadline import DeadlinePassed
+from planvirt.states import State
+
+_OFF = frozenset({State.STOPPED})
+_GRACE = 60.0
+
+
+class GuestIgnoredShutdown(DriverError):
+    """The guest did not shut down within its grace time, and the plan does not allow force."""
+
+
+def do_start(call: Call) -> Mapping[str, Any]:
+    """Start the instance."""
+    call.phase("start", was=_state(call))
+    call.compute.start(call.instance)
+    return {}
+
+
+def undo_start(call: Call) -> None:
+    """Power off what was off before."""
+    if call.undo.get("was") == State.STOPPED and call.facts() is not None:
+        call.phase("power off")
+        call.compute.power_off(call.instance)
+
+
+def probe_start(call: Call) -> Finding:
+    """Done when it runs."""
+    return Finding.DONE if _state(call) == State.RUNNING else Finding.NOTHING
+
+
+def do_stop(call: Call) -> Mapping[str, Any]:
+    """Ask the guest to shut down; after the grace time pull the plug if the plan says `force: true`, else fail."""
+    was = _state(call)
+    call.phase("ask the guest to shut down", was=was)
+    if was == State.STOPPED:
+        return {"forced": False}
+    grace = float(call.arguments.get("grace", _GRACE))
+    try:
+        limited = call.within(grace)
+        call.compute.request_shutdown(call.instance)
+        call.compute.wait_state(call.instance, _OFF, limited.deadline)
+    except DeadlinePassed as error:
+        call.deadline.check()
+        if not call.arguments.get("force", False):
+            raise GuestIgnoredShutdown(
+                f"cannot stop {call.instance}: the guest did not shut down within {grace:g} s",
+                resolution="give it longer with 'grace', or allow 'force: true' in the step's 'with'",
+            ) from error
+    else:
+        return {"forced": False}
+    call.phase("power off")
+    call.compute.power_off(call.instance)
+    return {"forced": True}
+
+
+def undo_stop(call: Call) -> None:
+    """Start what ran before."""
+    if call.undo.get("was") == State.RUNNING and _state(call) == State.STOPPED:
+        call.phase("start")
+        call.compute.start(call.instance)
+
+
+def probe_stop(call: Call) -> Finding:
+    """Done when it is off."""
+    return Finding.DONE if _state(call) == State.STOPPED else Finding.NOTHING
+
+
+def do_reboot(call: Call) -> Mapping[str, Any]:
+    """Restart the instance and return when it has begun anew."""
+    kind = cast(Literal["soft", "hard"], call.arguments.get("kind", "soft"))
+    call.phase(f"{kind} reboot", was=_state(call))
+    call.compute.reboot(call.instance, kind, call.deadline)
+    return {"kind": kind}
+
+
+def probe_reboot(_: Call) -> Finding:
+    """Nobody can tell whether a running guest was restarted; it is done again."""
+    return Finding.NOTHING
+
+
+def _state(call: Call) -> State:
+    found = call.facts()
+    return State.ABSENT if found is None else found.state
+
+
+START = Action(do=do_start, probe=probe_start, undo=undo_start)
+STOP = Action(do=do_stop, probe=probe_stop, undo=undo_stop)
+REBOOT = Action(do=do_reboot, probe=probe_reboot, undo=nothing_to_undo)

@@ -1,0 +1,73 @@
+"""What an action gets to work with: a step, the outside world, and the journal before every outside call."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from drivers.compute import Compute, InstanceFacts
+from flows.world import World
+from planvirt.deadline import Deadline
+from planvirt.mark import Mark
+from planvirt.plan import Image, Instance
+
+
+@dataclass(frozen=True, slots=True)
+class RunFacts:
+    """What a step may know of its run. `started` is ISO 8601 in UTC."""
+
+    id: str
+    plan: str
+    commit: str
+    started: str
+    images: Mapping[str, Image] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Call:
+    """One attempt to do, probe, undo or commit a step.
+
+    For an undo only what the journal holds is there: `spec` is None then, as the plan may be gone. `undo` is what the
+    step has recorded so far for its own undo.
+    """
+
+    run: RunFacts
+    step: str
+    instance: str
+    uuid: str
+    host: str
+    arguments: Mapping[str, Any]
+    world: World
+    deadline: Deadline
+    undo: dict[str, Any]
+    record: Callable[[str, Mapping[str, Any]], None]
+    log: Callable[[str], None]
+    spec: Instance | None = None
+    operation: str | None = None
+
+    @property
+    def compute(self) -> Compute:
+        """The driver of the step's host."""
+        return self.world.host(self.host)
+
+    def facts(self) -> InstanceFacts | None:
+        """The instance as it is now, if it is planvirt's and this plan's own; None when it is absent."""
+        found = self.compute.instance(self.instance)
+        return found if found is not None and found.uuid == self.uuid else None
+
+    def phase(self, name: str, **undo: Any) -> None:
+        """Tell the journal what comes next, and what undoing it will need, before it is done.
+
+        Raises DeadlinePassed when nobody waits for the step any more, LostClaim when somebody else owns the instance.
+        """
+        self.deadline.check()
+        self.record(name, undo)
+        self.undo.update(undo)
+        self.log(name)
+
+    def within(self, seconds: float) -> "Call":
+        """The same call with less time."""
+        return replace(self, deadline=self.deadline.within(seconds))
+
+    def mark(self, spec: str) -> Mark:
+        """The mark for what this step makes."""
+        return Mark(plan=self.run.plan, instance=self.instance, run=self.run.id, spec=spec, commit=self.run.commit)

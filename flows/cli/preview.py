@@ -1,0 +1,62 @@
+"""planvirt preview PLAN"""
+
+from pathlib import Path
+
+import click
+from planvirt.load import load_plan
+
+from flows.cli.common import configuration, inputs_option, output_option, print_json, print_table, read_inputs
+from flows.preview import Preview
+from planvirt.errors import Exit
+
+_COLOURS = {"data-loss": "red", "replace": "red", "reboot": "yellow", "live": None, "none": None, "next-boot": "yellow"}
+
+
+@click.command("preview")
+@click.argument("plan", type=click.Path())
+@inputs_option
+@click.option("--destroy", "destroying", is_flag=True, help="Preview 'planvirt destroy' instead of 'planvirt run'.")
+@click.option("--exit-code", is_flag=True, help="End with 4 when there is something to do.")
+@output_option
+@click.pass_obj
+def command(
+    config: str | None, plan: str, inputs: tuple[str, ...], destroying: bool, exit_code: bool, output: str
+) -> int:
+    """Show what a run would change, what each change means, and how it would be undone."""
+    from flows import documents
+    from flows.prepare import prepare_destroy, prepare_run
+    from flows.world import World
+
+    settings = configuration(config)
+    checked = load_plan(Path(plan), config=settings, inputs=read_inputs(inputs))
+    with World(settings) as world:
+        found = (prepare_destroy if destroying else prepare_run)(checked, world).preview
+    if output == "json":
+        print_json(documents.preview(found))
+    else:
+        print_preview(found)
+    if found.conflicts:
+        return Exit.CONFLICT
+    return Exit.CHANGES_PENDING if exit_code and found.changes else Exit.OK
+
+
+def print_preview(found: Preview) -> None:
+    """The preview as a table, what is destroyed by name, and what stands in the way."""
+    if not found.changes and not found.conflicts:
+        click.echo(f"{found.plan}: nothing to do, everything is as declared")
+    if found.changes:
+        print_table(
+            ("STEP", "ACTION", "INSTANCE", "HOST", "IMPACT", "UNDO", "WHY"),
+            [
+                (item.step, item.action, item.instance, item.host, item.impact.value, item.undo, item.reason)
+                for item in found.changes
+            ],
+        )
+    if found.destroys:
+        click.secho("\nthis destroys for good:", fg="red")
+        for name in found.destroys:
+            click.echo(f"  {name}")
+    if found.conflicts:
+        click.secho("\nin the way:", fg="red")
+        for line in found.conflicts:
+            click.echo(f"  {line}")

@@ -1,0 +1,89 @@
+"""Everything the parts of one run share."""
+
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from planvirt.graph import Step
+
+from flows.attempt import Attempts
+from flows.call import Call, RunFacts
+from flows.world import World
+from planvirt.deadline import Deadline
+from planvirt.journal.journal import Journal
+from planvirt.journal.records import StepRecord
+from planvirt.plan import Instance, Plan
+from planvirt.secret import Secret
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that whoever watches the run may want to show. `done` and `total` are bytes of a long copy."""
+
+    kind: str  # begin, phase, progress, done, failed, again, skipped, undo, undone, undo-failed, commit, committed
+    step: str
+    action: str
+    instance: str
+    text: str = ""
+    done: int = 0
+    total: int = 0
+
+
+@dataclass(slots=True)
+class RunContext:
+    """One run on its way: its facts, the journal, the world, and who wants to hear of it.
+
+    `interrupted` stops steps; `abandoned` stops even the rollback.
+    """
+
+    run: RunFacts
+    journal: Journal
+    world: World
+    notify: Callable[[Event], None]
+    plan: Plan | None = None
+    secrets: Mapping[str, Secret] = field(default_factory=dict)
+    interrupted: threading.Event = field(default_factory=threading.Event)
+    abandoned: threading.Event = field(default_factory=threading.Event)
+    attempts: dict[str, Attempts] = field(default_factory=dict)
+
+    def attempts_of(self, step: str) -> Attempts:
+        """The attempts at a step, shared between its doing and its undoing."""
+        return self.attempts.setdefault(step, Attempts())
+
+    def call(self, record: StepRecord, deadline: Deadline, arguments: Mapping[str, Any], spec: Instance | None) -> Call:
+        """What an action gets for one attempt at the step of that record."""
+        return Call(
+            run=self.run,
+            step=record.id,
+            instance=record.instance,
+            uuid=record.uuid,
+            host=record.host,
+            arguments=arguments,
+            world=self.world,
+            deadline=deadline,
+            undo=dict(record.undo),
+            record=lambda phase, undo: self.journal.phase(self.run.id, record.id, phase, undo),
+            log=lambda text: self.tell("phase", record, text),
+            spec=spec,
+            operation=record.operation,
+        )
+
+    def deadline(self, seconds: float | None, step: StepRecord | Step) -> Deadline:
+        """A deadline for doing a step; it ends early when the run is interrupted, and tells progress."""
+        return Deadline(
+            seconds,
+            interrupted=self.interrupted,
+            on_progress=lambda done, total: self.tell("progress", step, done=done, total=total),
+        )
+
+    def tell(self, kind: str, step: StepRecord | Step, text: str = "", done: int = 0, total: int = 0) -> None:
+        """Let whoever watches know."""
+        name = step.instance if isinstance(step, StepRecord) else step.instance.name
+        self.notify(Event(kind, step.id, step.action, name, text, done, total))
+
+
+def timestamp(seconds: float) -> str:
+    """A time as plans and images show it: ISO 8601, UTC, whole seconds."""
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,0 +1,119 @@
+"""What commands report, as plain data with stable keys: the JSON that `--output json` prints."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from drivers.compute import InstanceFacts
+from drivers.image_store import StoredImage
+from flows.preview import Preview
+from planvirt.errors import Problem
+from planvirt.journal.records import RunRecord, StepRecord
+
+
+def validation(results: Mapping[str, Sequence[Problem]]) -> dict[str, Any]:
+    """The document of `validate`: every file with its problems."""
+    plans = [
+        {"path": path, "ok": not problems, "problems": [problem.as_dict() for problem in problems]}
+        for path, problems in results.items()
+    ]
+    return {"ok": all(plan["ok"] for plan in plans), "plans": plans}
+
+
+def preview(found: Preview) -> dict[str, Any]:
+    """The document of `preview`."""
+    return {
+        "plan": found.plan,
+        "changes": [
+            {
+                "step": change.step,
+                "action": change.action,
+                "instance": change.instance,
+                "host": change.host,
+                "impact": change.impact.value,
+                "undo": change.undo,
+                "reason": change.reason,
+            }
+            for change in found.changes
+        ],
+        "destroys": list(found.destroys),
+        "conflicts": list(found.conflicts),
+    }
+
+
+def run(record: RunRecord, steps: Iterable[StepRecord], leftovers: Sequence[str]) -> dict[str, Any]:
+    """The document of `run` and `show`."""
+    return {"run": _run(record) | {"leftovers": list(leftovers), "steps": [_step(step) for step in steps]}}
+
+
+def runs(records: Iterable[RunRecord]) -> dict[str, Any]:
+    """The document of `runs`."""
+    return {"runs": [_run(record) for record in records]}
+
+
+def instances(found: Iterable[InstanceFacts]) -> dict[str, Any]:
+    """The document of `instances`."""
+    return {
+        "instances": [
+            {
+                "name": item.name,
+                "host": item.host,
+                "state": item.state.value,
+                "plan": item.mark.plan if item.mark else None,
+                "run": item.mark.run if item.mark else None,
+                "commit": item.mark.commit or None if item.mark else None,
+                "uuid": item.uuid,
+                "addresses": list(item.addresses),
+                "set_aside": item.set_aside,
+            }
+            for item in found
+        ]
+    }
+
+
+def images(found: Iterable[StoredImage]) -> dict[str, Any]:
+    """The document of `image list`."""
+    return {
+        "images": [
+            {
+                "id": item.id,
+                "name": item.name,
+                "store": item.store,
+                "size": item.size,
+                "checksum": item.checksum,
+                "status": item.status,
+                "properties": dict(item.properties),
+            }
+            for item in found
+        ]
+    }
+
+
+def _run(record: RunRecord) -> dict[str, Any]:
+    return {
+        "id": record.id,
+        "kind": record.kind,
+        "plan": record.plan,
+        "commit": record.commit,
+        "state": record.state.value,
+        "error": dict(record.error) if record.error else None,
+        "flow_run_id": record.flow_run_id,
+        "created": record.created,
+        "started": record.started,
+        "ended": record.ended,
+    }
+
+
+def _step(step: StepRecord) -> dict[str, Any]:
+    return {
+        "id": step.id,
+        "action": step.action,
+        "instance": step.instance,
+        "host": step.host,
+        "state": step.state.value,
+        "attempts": step.attempts,
+        "error": dict(step.error) if step.error else None,
+        "undo_error": dict(step.undo_error) if step.undo_error else None,
+        "outputs": dict(step.outputs),
+        "started": step.started,
+        "ended": step.ended,
+    }

@@ -1,0 +1,201 @@
+"""What a run would do: a pure function of the plan's graph and the facts, shared by preview and run."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from planvirt.graph import Graph, Step
+
+from drivers.compute import Capabilities, InstanceFacts
+from flows.facts import Facts
+from planvirt.errors import Conflict
+from planvirt.mark import instance_uuid
+from planvirt.plan import Deferred, Instance
+from planvirt.states import EXISTING, State
+from planvirt.verbs import Impact, verb_for
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One line of a preview: a step, what it means for the instance, and how it would be undone."""
+
+    step: str
+    action: str
+    instance: str
+    host: str
+    impact: Impact
+    undo: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """What a run would do, in order, the names of what it would destroy, and why it would be refused, if it would."""
+
+    plan: str
+    changes: tuple[Change, ...]
+    destroys: tuple[str, ...]
+    conflicts: tuple[str, ...]
+    steps: tuple[Step, ...]
+    parallel: Mapping[str, int]
+
+
+class Refused(Conflict):
+    """The plan does not fit what is there. Nothing was touched."""
+
+
+def preview(plan: str, graph: Graph, facts: Facts) -> Preview:
+    """Decide what every step comes to. Steps that find everything as declared fall away."""
+    reasons: dict[str, str] = {}
+    conflicts: list[str] = []
+    kept: list[Step] = []
+    instead: dict[str, tuple[str, ...]] = {}  # a step's id in the graph: the ids to wait for in its place
+    for step in graph.steps:
+        needs = tuple(dict.fromkeys(new for need in step.needs for new in instead[need]))
+        if step.operation is not None:
+            kept.append(replace(step, needs=needs))
+            reasons[step.id] = f"operation {step.operation}"
+            instead[step.id] = (step.id,)
+            continue
+        found = facts.instances.get(step.instance.name)
+        action, reason = _declared(plan, step.instance, found)
+        if action is None:
+            if reason:
+                conflicts.append(reason)
+            instead[step.id] = needs
+            continue
+        decided = replace(step, id=f"{action}.{step.instance.name}", action=action, needs=needs)
+        kept.append(decided)
+        reasons[decided.id] = reason
+        instead[step.id] = (decided.id,)
+    conflicts += _foreseen(plan, kept, facts)
+    return Preview(
+        plan=plan,
+        changes=tuple(_change(step, reasons[step.id]) for step in kept),
+        destroys=tuple(_destroyed(step, facts) for step in kept if step.action == "terminate"),
+        conflicts=tuple(dict.fromkeys(conflicts)),
+        steps=tuple(kept),
+        parallel=graph.parallel,
+    )
+
+
+def check(found: Preview) -> None:
+    """Raise Refused when the preview has conflicts, with all of them."""
+    if found.conflicts:
+        count = "1 conflict" if len(found.conflicts) == 1 else f"{len(found.conflicts)} conflicts"
+        raise Refused(
+            f"cannot run {found.plan}: {count} with what is there",
+            details="\n".join(found.conflicts),
+            resolution="change the plan, or the instances: 'planvirt instances' lists them",
+        )
+
+
+def _declared(plan: str, wanted: Instance, found: InstanceFacts | None) -> tuple[str | None, str]:
+    """The verb that brings an instance to its declared state, and why; without a verb, the conflict or nothing."""
+    if found is None:
+        return (None, "") if wanted.state == State.ABSENT else ("launch", f"declared {wanted.state}, absent")
+    if found.mark is None:
+        return None, f"{wanted.name}: host {wanted.host} has an instance of that name which planvirt did not make"
+    if found.uuid != instance_uuid(plan, wanted.name):
+        return None, f"{wanted.name}: plan {found.mark.plan} made the instance of that name on host {wanted.host}"
+    if wanted.state == State.ABSENT:
+        if wanted.protect:
+            return None, f"{wanted.name}: it is declared absent, but protected"
+        return "terminate", f"declared absent, {found.state}"
+    if found.mark.spec[:12] != wanted.spec_hash()[:12]:
+        return None, _differs(wanted, found)
+    if found.state == wanted.state:
+        return None, ""
+    if wanted.state == State.RUNNING and found.state == State.STOPPED:
+        return "start", "declared running, stopped"
+    if wanted.state == State.STOPPED and found.state == State.RUNNING:
+        return "stop", "declared stopped, running"
+    return None, f"{wanted.name}: it is {found.state}, declared {wanted.state}; bring it there by hand"
+
+
+def _differs(wanted: Instance, found: InstanceFacts) -> str:
+    parts = []
+    if found.vcpus != wanted.vcpus:
+        parts.append(f"vcpus {found.vcpus}, the plan says {wanted.vcpus}")
+    if found.memory != wanted.memory:
+        parts.append(f"memory {found.memory >> 20} MiB, the plan says {wanted.memory >> 20} MiB")
+    what = "; ".join(parts) or "its disks, networks, image or boot settings"
+    return (
+        f"{wanted.name}: it was made from another definition ({what}); "
+        "undo the edit, or destroy the instance and run the plan again"
+    )
+
+
+def _foreseen(plan: str, steps: Sequence[Step], facts: Facts) -> list[str]:
+    """What would be refused half-way: verbs that a host lacks, or that meet their instance in a wrong state."""
+    states = {
+        name: frozenset({State.ABSENT if found is None or found.uuid != instance_uuid(plan, name) else found.state})
+        for name, found in facts.instances.items()
+    }
+    conflicts: list[str] = []
+    for step in steps:
+        name = step.instance.name
+        verb = verb_for(step.action, step.arguments)
+        capabilities = facts.capabilities[step.instance.host]
+        if step.action not in capabilities.verbs:
+            conflicts.append(f"{step.id}: host {step.instance.host} cannot {step.action}")
+        if lack := _lacks(step, capabilities):
+            conflicts.append(f"{step.id}: host {step.instance.host} {lack}")
+        if step.action == "launch" and facts.instances.get(name) is not None and State.ABSENT in states[name]:
+            conflicts.append(f"{step.id}: host {step.instance.host} has an instance of that name from elsewhere")
+        if step.action == "terminate" and step.instance.protect:
+            conflicts.append(f"{step.id}: {name} is protected")
+        before = states[name]
+        if not before & verb.allowed:
+            allowed = ", ".join(sorted(verb.allowed))
+            conflicts.append(f"{step.id}: {name} will be {_or(before)}; {verb.name} is allowed in: {allowed}")
+        after = _after(step, before)
+        states[name] = before | after if isinstance(step.when, Deferred) else after if step.when else before
+    return conflicts
+
+
+def _after(step: Step, before: frozenset[State]) -> frozenset[State]:
+    if step.action == "launch":
+        return frozenset({State.STOPPED if step.instance.state == State.STOPPED else State.RUNNING})
+    if step.action == "wait" and "for" in step.arguments:
+        return frozenset({State(str(step.arguments["for"]))})
+    if step.action == "wait":
+        return before & EXISTING or before
+    leaves = verb_for(step.action, step.arguments).leaves
+    return before if leaves is None else frozenset({leaves})
+
+
+def _lacks(step: Step, capabilities: Capabilities) -> str:
+    """What this step needs of its host beyond the verb, if the host has it not."""
+    console = step.arguments.get("console") or (step.instance.ready and step.instance.ready.console)
+    if step.action in ("wait", "launch") and console and not capabilities.console:
+        return "has no console to wait for"
+    if step.action == "snapshot" and step.arguments.get("quiesce") == "required" and not capabilities.quiesce:
+        return "cannot freeze file systems"
+    return ""
+
+
+def _change(step: Step, reason: str) -> Change:
+    verb = verb_for(step.action, step.arguments)
+    return Change(
+        step=step.id,
+        action=step.action,
+        instance=step.instance.name,
+        host=step.instance.host,
+        impact=verb.impact,
+        undo=verb.undo,
+        reason=reason,
+    )
+
+
+def _destroyed(step: Step, facts: Facts) -> str:
+    """The instance, and the volumes that go with it."""
+    found = facts.instances.get(step.instance.name)
+    keep = {disk.name for disk in step.instance.disks if disk.keep}
+    kept = f" (keeps {', '.join(sorted(keep))})" if keep else ""
+    count = len(found.volumes) - len(keep) if found else 0
+    disks = "1 disk" if count == 1 else f"{count} disks"
+    return f"instance {step.instance.name} on {step.instance.host} with {disks}{kept}"
+
+
+def _or(states: frozenset[State]) -> str:
+    return " or ".join(sorted(states))

@@ -1,0 +1,74 @@
+"""The hosts and stores of the configuration, each opened once, when it is first asked for."""
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from drivers.compute import Compute, LocalImage
+from drivers.image_store import ImageStore
+from drivers.registry import open_compute, open_store
+from planvirt.config import Config
+from planvirt.errors import ConfigError
+
+
+class World:
+    """What a run may touch. Safe to use from several threads; closing it closes every connection."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self._lock = threading.Lock()
+        self._hosts: dict[str, Compute] = {}
+        self._stores: dict[str, ImageStore] = {}
+        self._images: dict[str, LocalImage] = {}
+        self._image_locks: dict[str, threading.Lock] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._lock:
+            for host in self._hosts.values():
+                host.close()
+            self._hosts.clear()
+
+    def host(self, name: str) -> Compute:
+        """The driver of a host. Raises ConfigError when the configuration has no such host."""
+        with self._lock:
+            if name not in self._hosts:
+                if name not in self.config.hosts:
+                    raise ConfigError(
+                        f"cannot find host {name}: the configuration has none of that name",
+                        resolution=f"add [hosts.{name}] to planvirt.toml",
+                    )
+                self._hosts[name] = open_compute(self.config.hosts[name], self.config.home)
+            return self._hosts[name]
+
+    def store(self, name: str) -> ImageStore:
+        """An image store. Raises ConfigError when the configuration has no such store."""
+        with self._lock:
+            if name not in self._stores:
+                if name not in self.config.stores:
+                    raise ConfigError(
+                        f"cannot find image store {name}: the configuration has none of that name",
+                        resolution=f"add [stores.{name}] to planvirt.toml",
+                    )
+                self._stores[name] = open_store(self.config.stores[name], self.config.home)
+            return self._stores[name]
+
+    def checked_image(self, reference: str, check: Callable[[], LocalImage]) -> LocalImage:
+        """The image that `check` yields, asked once: hashing a large file for every instance would take long."""
+        with self._lock:
+            lock = self._image_locks.setdefault(reference, threading.Lock())
+        with lock:
+            if reference not in self._images:
+                self._images[reference] = check()
+            return self._images[reference]
+
+    @property
+    def cache(self) -> Path:
+        """A folder for files that can be made again."""
+        return self.config.home / "cache"
