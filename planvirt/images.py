@@ -1,0 +1,65 @@
+"""Builds the images that a plan names, and reads references to images."""
+
+import re
+
+from planvirt.build import Build
+from planvirt.document import pointer_join
+from planvirt.paths import PathRefused
+from planvirt.plan import Deferred, Image
+from planvirt.problems import did_you_mean
+from planvirt.section import Section
+
+_STORED = re.compile(r"([a-z][a-z0-9-]*)/([^/\s][^\s]*)")
+_URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://.*", re.DOTALL)
+
+
+def build_images(build: Build) -> dict[str, Image]:
+    """All images without a problem, by name."""
+    images = {}
+    for name, entry in build.mapping("images").items():
+        raw = Section(entry, pointer_join("/images", name), build.problems)
+        section = build.renderer.section(raw, "image")
+        source = _source(section, build)
+        if source is not None:
+            checksum = section.get("checksum")
+            images[name] = Image(name, source, checksum.lower() if checksum else None, section.get("format"))
+    return images
+
+
+def _source(section: Section, build: Build) -> str | None:
+    text, at = section.get("source"), section.at("source")
+    if text is None:
+        return None
+    if _URL.fullmatch(text):
+        hint = "download the image first and give its path, or put it into a store with 'planvirt image'"
+        build.problems.add(at, "an image cannot be fetched from a URL yet", hint)
+    elif text.startswith(("/", "./", "../")):
+        try:
+            return str(build.bounds.resolve(text))
+        except PathRefused as refused:
+            build.problems.add(at, str(refused), refused.hint)
+    elif match := _STORED.fullmatch(text):
+        build.check_store(match[1], at)
+        return str(text)
+    else:
+        hint = f"did you mean './{text}'?" if "/" not in text else "start a path with './', '../' or '/'"
+        message = "an image's source is a path that starts with './', '../' or '/', or STORE/IMAGE"
+        build.problems.add(at, message, hint)
+    return None
+
+
+def image_of(section: Section, build: Build) -> str | Deferred | None:
+    """The image that an instance names, checked; None when it names none or a wrong one."""
+    value, at = section.get("image"), section.at("image")
+    if value is None or isinstance(value, Deferred) or value in build.names.images:
+        return value
+    if match := _STORED.fullmatch(value):
+        build.check_store(match[1], at)
+        return str(value)
+    if value.startswith(("/", "./", "../")):
+        hint = "give the path as the 'source' of an entry of 'images', and name that here"
+        build.problems.add(at, "an instance's image is a name, not a path", hint)
+    else:
+        hint = did_you_mean(value, build.names.images) or "add it to 'images', or write STORE/IMAGE"
+        build.problems.add(at, f"unknown image '{value}'", hint)
+    return None
