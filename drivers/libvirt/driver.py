@@ -1,0 +1,209 @@
+"""The libvirt driver: each method hands over to the file that knows its subject."""
+
+import threading
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+from drivers.compute import Capabilities, Domain, HostFacts, InstanceFacts, LocalImage, VolumeFacts
+from drivers.errors import Unsupported
+from drivers.libvirt import (
+    acceleration,
+    addresses,
+    console,
+    definitions,
+    images,
+    instances,
+    power,
+    reading,
+    snapshot,
+    volumes,
+)
+from drivers.libvirt.connection import Connection
+from drivers.libvirt.faults import translated
+from drivers.libvirt.pool import Pool
+from planvirt.config import HostConfig
+from planvirt.deadline import Deadline
+from planvirt.mark import cached_file, cached_image
+from planvirt.states import State
+from planvirt.verbs import ACTIONS
+
+# What needs a real hypervisor under libvirt: the test one moves no data.
+_NEED_DATA = frozenset({"snapshot"})
+
+_DOMAIN_TYPE: dict[str, Literal["kvm", "qemu"]] = {"kvm": "kvm", "tcg": "qemu"}
+
+
+class LibvirtCompute:
+    """A host that libvirt manages. `home` is where planvirt remembers whether the host's KVM works."""
+
+    def __init__(self, config: HostConfig, home: Path) -> None:
+        self.host = config.name
+        self._accel_wanted = config.accel
+        self._accel: Literal["kvm", "tcg"] | None = None
+        self._accel_lock = threading.Lock()
+        self._accel_memory = home / "hosts" / f"{config.name}.acceleration.json"
+        self._connection = Connection(config.uri)
+        self._pool = Pool(self._connection, config)
+        self._exports: dict[str, threading.Lock] = {}
+
+    def close(self) -> None:
+        """Give the connection back."""
+        self._connection.close()
+
+    def _is_test(self) -> bool:
+        return self._connection.hypervisor() == "TEST"
+
+    def _acceleration(self) -> Literal["kvm", "tcg"]:
+        with self._accel_lock:
+            if self._accel is None:
+                wanted = self._accel_wanted
+                self._accel = acceleration.prove(self._pool, self._accel_memory) if wanted == "auto" else wanted
+            return self._accel
+
+    def _refuse_test(self, what: str) -> None:
+        if self._is_test():
+            raise Unsupported(f"cannot {what} on {self.host}: libvirt's test hypervisor moves no data")
+
+    def capabilities(self) -> Capabilities:
+        """What this kind of hypervisor can do."""
+        if self._is_test():
+            verbs = frozenset(ACTIONS) - _NEED_DATA
+            return Capabilities(verbs=verbs, image_formats=frozenset(), live_snapshot=False, console=False)
+        return Capabilities(verbs=frozenset(ACTIONS), quiesce=True)
+
+    def facts(self) -> HostFacts:
+        """What the host is and has left."""
+        conn = self._connection.get()
+        test = self._is_test()
+        with translated(f"read the facts of {self.host}"):
+            info = conn.getInfo()
+            return HostFacts(
+                name=self.host,
+                uri=str(conn.getURI()),
+                hypervisor=str(conn.getType()),
+                version=f"libvirt {_dotted(conn.getLibVersion())}, {conn.getType()} {_dotted(conn.getVersion())}",
+                accel="none" if test else self._acceleration(),
+                free_space=self._pool.free_space(),
+                memory=int(info[1]) * 1024 * 1024,
+                cpus=int(info[2]),
+            )
+
+    def instances(self) -> Sequence[InstanceFacts]:
+        """All domains of the host."""
+        return instances.listing(self._connection, self.host)
+
+    def instance(self, name: str) -> InstanceFacts | None:
+        """One domain by its name."""
+        domain = instances.find(self._connection, name)
+        return None if domain is None else instances.facts_of(domain, self.host)
+
+    def volumes(self) -> Sequence[VolumeFacts]:
+        """All volumes that planvirt made."""
+        return volumes.listing(self._pool)
+
+    # Volumes
+
+    def import_image(self, image: LocalImage, deadline: Deadline) -> VolumeFacts:
+        """Have the image as a cached base volume."""
+        self._refuse_test("import an image")
+        name = cached_image(image.sha256, image.format)
+        return volumes.read(images.bring(self._pool, image.path, name, image.sha256, deadline))
+
+    def import_file(self, path: Path, sha256: str, deadline: Deadline) -> str:
+        """Have a kernel or initrd in the pool."""
+        self._refuse_test("import a file")
+        name = cached_file(sha256)
+        images.bring(self._pool, path, name, sha256, deadline)
+        return name
+
+    def create_volume(
+        self,
+        name: str,
+        *,
+        size: int,
+        format: Literal["qcow2", "raw"],
+        base: str | None,
+        deadline: Deadline,
+    ) -> VolumeFacts:
+        """Make a volume: empty, an overlay, or a full copy."""
+        return volumes.create(self._pool, name, size=size, format=format, base=base, deadline=deadline)
+
+    def delete_volume(self, name: str) -> None:
+        """Delete a volume of ours."""
+        volumes.delete(self._pool, name)
+
+    def open_volume(self, name: str) -> AbstractContextManager[BinaryIO]:
+        """Read a volume from its start."""
+        self._refuse_test("read a volume")
+        return reading.opened(self._pool, name)
+
+    # Definitions
+
+    def define(self, domain: Domain) -> InstanceFacts:
+        """Define an instance, stopped."""
+        kind = "test" if self._is_test() else _DOMAIN_TYPE[self._acceleration()]
+        return instances.facts_of(definitions.define(self._pool, domain, kind), self.host)
+
+    def undefine(self, name: str) -> None:
+        """Power off and forget an instance."""
+        definitions.undefine(self._pool, name)
+
+    def set_aside(self, name: str, run: str) -> None:
+        """Power off an instance and keep it under another name."""
+        definitions.set_aside(self._connection, name, run)
+
+    def bring_back(self, name: str, run: str) -> InstanceFacts:
+        """Give an instance its name again."""
+        return instances.facts_of(definitions.bring_back(self._connection, name, run), self.host)
+
+    def delete_set_aside(self, name: str, run: str) -> None:
+        """Forget for good what `run` set aside."""
+        definitions.delete_set_aside(self._pool, name, run)
+
+    # Power
+
+    def start(self, name: str) -> None:
+        """Start a stopped instance."""
+        power.start(self._pool, name)
+
+    def request_shutdown(self, name: str) -> None:
+        """Ask the guest to shut down."""
+        power.request_shutdown(self._connection, name)
+
+    def power_off(self, name: str) -> None:
+        """Pull the plug."""
+        power.power_off(self._connection, name)
+
+    def reboot(self, name: str, kind: Literal["soft", "hard"], deadline: Deadline) -> None:
+        """Restart."""
+        power.reboot(self._pool, name, kind, deadline)
+
+    def wait_state(self, name: str, states: frozenset[State], deadline: Deadline) -> State:
+        """Wait for one of the states."""
+        return power.wait_state(self._connection, name, states, deadline)
+
+    # Looking in
+
+    def console(self, name: str) -> str:
+        """The serial console since the last start."""
+        self._refuse_test("read a console")
+        return console.text(self._pool, name)
+
+    def addresses(self, name: str) -> Sequence[str]:
+        """The guest's IP addresses."""
+        return addresses.of(self._connection, name)
+
+    # Snapshot
+
+    def export_disk(self, name: str, disk: str, target: str, *, quiesce: bool, deadline: Deadline) -> VolumeFacts:
+        """Copy a disk's content of one moment into a flat volume."""
+        self._refuse_test("take a snapshot")
+        # A host runs one backup job for a domain at a time.
+        with self._exports.setdefault(name, threading.Lock()):
+            return snapshot.export(self._pool, name, disk, target, quiesce=quiesce, deadline=deadline)
+
+
+def _dotted(number: int) -> str:
+    return f"{number // 1_000_000}.{number // 1000 % 1000}.{number % 1000}"

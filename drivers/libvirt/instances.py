@@ -1,0 +1,136 @@
+"""What instances there are, and what state they are in."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import libvirt
+
+from drivers.compute import InstanceFacts
+from drivers.errors import NameTaken, NotFound
+from drivers.libvirt.connection import Connection
+from drivers.libvirt.domain_xml import parse, read_disks, read_mark
+from drivers.libvirt.faults import code_of, translated
+from planvirt.mark import Mark
+from planvirt.states import State
+
+# Set aside is an instance whose domain bears such a name. Renaming is atomic, so there is no half-way state, and no
+# second place that could disagree with the name.
+_ASIDE = re.compile(r"(?P<name>[a-z0-9-]+)\.aside\.(?P<run>[a-z0-9-]+)")
+
+_BY_STATE = {
+    libvirt.VIR_DOMAIN_RUNNING: State.RUNNING,
+    libvirt.VIR_DOMAIN_BLOCKED: State.RUNNING,
+    libvirt.VIR_DOMAIN_SHUTDOWN: State.RUNNING,  # on its way down
+    libvirt.VIR_DOMAIN_PAUSED: State.PAUSED,
+    libvirt.VIR_DOMAIN_PMSUSPENDED: State.SUSPENDED,
+    libvirt.VIR_DOMAIN_SHUTOFF: State.STOPPED,
+    libvirt.VIR_DOMAIN_CRASHED: State.ERROR,
+    libvirt.VIR_DOMAIN_NOSTATE: State.ERROR,
+}
+
+# Nobody asked for these pauses; a guest does not leave them by itself.
+_FAULTY_PAUSES = {
+    libvirt.VIR_DOMAIN_PAUSED_IOERROR,
+    libvirt.VIR_DOMAIN_PAUSED_WATCHDOG,
+    libvirt.VIR_DOMAIN_PAUSED_CRASHED,
+}
+
+
+def aside_name(name: str, run: str) -> str:
+    """The name of a domain that `run` set aside."""
+    return f"{name}.aside.{run}"
+
+
+def find(connection: Connection, name: str) -> Any | None:
+    """The virDomain of that name, or None."""
+    conn = connection.get()
+    with translated(f"look for the instance {name}"):
+        try:
+            return conn.lookupByName(name)
+        except libvirt.libvirtError as error:
+            if code_of(error) != libvirt.VIR_ERR_NO_DOMAIN:
+                raise
+            return None
+
+
+def require(connection: Connection, name: str) -> Any:
+    """The virDomain of that name; NotFound when there is none."""
+    domain = find(connection, name)
+    if domain is None:
+        raise NotFound(f"cannot find the instance {name}")
+    return domain
+
+
+def require_ours(connection: Connection, name: str) -> Any:
+    """The virDomain of that name, which planvirt may change."""
+    domain = require(connection, name)
+    if mark_of(domain) is None:
+        raise foreign(name)
+    return domain
+
+
+def foreign(name: str) -> NameTaken:
+    """The refusal to touch what planvirt did not make."""
+    return NameTaken(
+        f"cannot change the instance {name}: planvirt did not make it",
+        resolution="give the plan's instance another name, or remove the other one yourself",
+    )
+
+
+def mark_of(domain: Any) -> Mark | None:
+    """Who made a domain; None when planvirt did not."""
+    with translated("read an instance"):
+        return read_mark(parse(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)))
+
+
+def state_of(domain: Any) -> State:
+    """The state of a domain."""
+    with translated("read an instance's state"):
+        state, reason = domain.state()
+        if state == libvirt.VIR_DOMAIN_SHUTOFF:
+            if reason == libvirt.VIR_DOMAIN_SHUTOFF_CRASHED:
+                return State.ERROR
+            return State.SUSPENDED if domain.hasManagedSaveImage() else State.STOPPED
+    if state == libvirt.VIR_DOMAIN_PAUSED:
+        if reason in _FAULTY_PAUSES:
+            return State.ERROR
+        if reason == libvirt.VIR_DOMAIN_PAUSED_STARTING_UP:
+            return State.STOPPED  # its first instruction has not run yet
+    return _BY_STATE.get(state, State.ERROR)
+
+
+def facts_of(domain: Any, host: str) -> InstanceFacts:
+    """The facts of one domain."""
+    with translated("read an instance"):
+        name, uuid = str(domain.name()), str(domain.UUIDString())
+        root = parse(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))
+        info = domain.info()
+    mark = read_mark(root)
+    aside = _ASIDE.fullmatch(name) if mark else None
+    return InstanceFacts(
+        name=name,
+        uuid=uuid,
+        host=host,
+        state=state_of(domain),
+        mark=mark,
+        vcpus=int(info[3]),
+        memory=int(info[1]) * 1024,
+        volumes=tuple(Path(disk.path).name for disk in read_disks(root)),
+        set_aside=aside["run"] if aside else None,
+    )
+
+
+def listing(connection: Connection, host: str) -> Sequence[InstanceFacts]:
+    """All domains of the host, sorted by name."""
+    conn = connection.get()
+    with translated("list the instances"):
+        domains = conn.listAllDomains()
+    found = []
+    for domain in domains:
+        try:
+            found.append(facts_of(domain, host))
+        except NotFound:  # it went away since the listing
+            continue
+    return sorted(found, key=lambda facts: facts.name)

@@ -1,0 +1,176 @@
+"""Volumes in the pool: what there is, making and deleting them."""
+
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Literal
+
+import libvirt
+
+from drivers.compute import VolumeFacts
+from drivers.errors import DriverError, NotFound, Transient
+from drivers.libvirt import images
+from drivers.libvirt.copying import copy
+from drivers.libvirt.domain_xml import parse
+from drivers.libvirt.faults import code_of, translated
+from drivers.libvirt.pool import Pool
+from drivers.libvirt.volume_xml import volume_xml
+from planvirt.deadline import Deadline
+from planvirt.errors import Conflict
+from planvirt.mark import is_cached, read_volume_name
+
+
+def is_ours(name: str) -> bool:
+    """Whether a volume's name says that planvirt made it."""
+    return is_cached(name) or read_volume_name(name) is not None
+
+
+def listing(pool: Pool) -> Sequence[VolumeFacts]:
+    """All volumes that planvirt made, also those that a dead process left behind, sorted by name."""
+    with suppress(Transient):  # somebody writes to the pool for long; libvirt's present view is good enough
+        pool.refresh()
+    handle = pool.handle()
+    with translated(f"list the volumes of the pool {pool.name}"):
+        volumes = [volume for volume in handle.listAllVolumes() if is_ours(volume.name())]
+    found = [facts for volume in volumes if (facts := _read(volume)) is not None]
+    return sorted(found, key=lambda facts: facts.name)
+
+
+def _read(volume: Any) -> VolumeFacts | None:
+    """Facts of one volume of a listing; None when it vanished meanwhile."""
+    try:
+        return read(volume)
+    except NotFound:
+        return None
+
+
+def read(volume: Any) -> VolumeFacts:
+    """The facts of one volume."""
+    with translated("read a volume"):
+        name = str(volume.name())
+        root = parse(volume.XMLDesc())
+    marked = read_volume_name(name)
+    base = root.findtext("backingStore/path")
+    format_node = root.find("target/format")
+    return VolumeFacts(
+        name=name,
+        capacity=int(root.findtext("capacity") or 0),
+        allocation=int(root.findtext("allocation") or 0),
+        format="raw" if format_node is None else format_node.get("type", "raw"),
+        mark=marked[0] if marked else None,
+        base=Path(base).name if base else None,
+    )
+
+
+def require(pool: Pool, name: str) -> Any:
+    """The virStorageVol of that name; NotFound when there is none."""
+    volume = pool.lookup(name)
+    if volume is None:
+        raise NotFound(f"cannot find the volume {name} in the pool {pool.name}")
+    return volume
+
+
+def _require_base(pool: Pool, name: str) -> Any:
+    if is_cached(name) and images.complete(pool, name) is None:
+        raise NotFound(f"cannot build on the image {name}: the pool {pool.name} does not have all of it")
+    return require(pool, name)
+
+
+def path_of(pool: Pool, name: str) -> str:
+    """The path of a volume on the host."""
+    volume = require(pool, name)
+    with translated(f"read the volume {name}"):
+        return str(volume.path())
+
+
+def create(
+    pool: Pool,
+    name: str,
+    *,
+    size: int,
+    format: Literal["qcow2", "raw"],
+    base: str | None,
+    deadline: Deadline,
+) -> VolumeFacts:
+    """Make an empty volume, an overlay on `base` (qcow2) or a full copy of it (raw)."""
+    deadline.check()
+    if not is_ours(name):
+        raise Conflict(f"cannot create the volume {name}: its name bears no mark of planvirt's")
+    present = pool.lookup(name)
+    if present is not None:
+        return _same(read(present), size=size, format=format, base=base)
+    if base is not None:
+        _check_size(name, size, read(_require_base(pool, base)))
+    handle = pool.handle()
+    try:
+        if base is not None and format == "raw":
+            copy(pool, require(pool, base), name, size=size, format=format, deadline=deadline)
+        else:
+            backing = None if base is None else (path_of(pool, base), _declared_format(pool, base))
+            with translated(f"create the volume {name}"):
+                handle.createXML(volume_xml(name, size, format, backing), 0)
+    except Conflict:
+        # A concurrent attempt made it. What it made is judged as if it had been there from the start.
+        present = pool.lookup(name)
+        if present is None:
+            raise
+        return _same(read(present), size=size, format=format, base=base)
+    return read(require(pool, name))
+
+
+def _check_size(name: str, size: int, base: VolumeFacts) -> None:
+    if size < base.capacity:
+        raise DriverError(
+            f"cannot create the volume {name}: it is smaller than its image",
+            details=f"{size} bytes are asked for, {base.name} has {base.capacity}",
+            resolution="make the disk larger, or leave its size out",
+        )
+
+
+def _same(facts: VolumeFacts, *, size: int, format: str, base: str | None) -> VolumeFacts:
+    """A volume that was there already, if it is what is asked for; its name says that it is ours."""
+    overlay_of = base if format == "qcow2" else None
+    if facts.capacity != size or facts.base != overlay_of:
+        raise Conflict(
+            f"cannot create the volume {facts.name}: it exists and is another one",
+            details=f"it has {facts.capacity} bytes on {facts.base or 'no base'}, "
+            f"not {size} bytes on {overlay_of or 'no base'}",
+        )
+    return facts
+
+
+def _declared_format(pool: Pool, name: str) -> str:
+    """A cached image says its format in its name. What a guest may have written into a raw disk is never asked."""
+    if is_cached(name):
+        suffix = name.rpartition(".")[2]
+        return suffix if suffix in {"qcow2", "raw"} else "raw"
+    return read(require(pool, name)).format
+
+
+def delete(pool: Pool, name: str) -> None:
+    """Delete a volume of ours. A missing one counts as deleted; one that others build upon is kept."""
+    if not is_ours(name):
+        raise Conflict(f"cannot delete the volume {name}: planvirt did not make it")
+    volume = pool.lookup(name)
+    if volume is None:
+        pool.refresh()  # a process that died may have left a file that libvirt has not seen
+        volume = pool.lookup(name)
+    if volume is None:
+        return
+    overlays = [facts.name for facts in listing(pool) if facts.base == name]
+    if overlays:
+        raise Conflict(f"cannot delete the volume {name}: other disks are built on it", details=", ".join(overlays))
+    if is_cached(name):
+        images.forget(pool, name)
+    else:
+        delete_handle(volume)
+
+
+def delete_handle(volume: Any) -> None:
+    """Delete a volume without further questions."""
+    with translated("delete a volume"):
+        try:
+            volume.delete(0)
+        except libvirt.libvirtError as error:
+            if code_of(error) != libvirt.VIR_ERR_NO_STORAGE_VOL and "No such file" not in str(error):
+                raise
