@@ -10,7 +10,6 @@ from planvirt.journal.records import StepRecord
 from planvirt.journal.transitions import RunState, StepState
 
 _ATTEMPTS = 3
-_PAUSE = 1.0
 _LIMIT = 300.0
 
 
@@ -49,7 +48,7 @@ def _commit_work(context: RunContext, record: StepRecord) -> Work:
 def _commit(context: RunContext, record: StepRecord, number: int) -> None:
     deadline = Deadline(_LIMIT, interrupted=context.abandoned)
     if number > 1:
-        deadline.sleep(_PAUSE * 2 ** (number - 2))
+        deadline.sleep(context.undo_pause * 2 ** (number - 2))
     carry_out = ACTIONS[record.action].commit
     context.tell("commit", record)
     call = context.call(record, deadline, record.arguments, None)

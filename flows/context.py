@@ -6,12 +6,11 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from planvirt.graph import Step
-
 from flows.attempt import Attempts
 from flows.call import Call, RunFacts
 from flows.world import World
 from planvirt.deadline import Deadline
+from planvirt.graph import Step
 from planvirt.journal.journal import Journal
 from planvirt.journal.records import StepRecord
 from planvirt.plan import Instance, Plan
@@ -46,6 +45,7 @@ class RunContext:
     secrets: Mapping[str, Secret] = field(default_factory=dict)
     interrupted: threading.Event = field(default_factory=threading.Event)
     abandoned: threading.Event = field(default_factory=threading.Event)
+    undo_pause: float = 1.0  # seconds before an undo or a commit is tried a second time; doubled before the third
     attempts: dict[str, Attempts] = field(default_factory=dict)
 
     def attempts_of(self, step: str) -> Attempts:

@@ -66,8 +66,12 @@ class PrefectExecutor:
 
     def _end(self, work: Work, future: PrefectFuture[Any]) -> None:
         error = self._errors.get(work.key)
-        if error is None and not future.state.is_completed():
-            error = RuntimeError(f"Prefect ended the task run: {future.state.message or future.state.name}")
+        try:
+            future.wait()  # it has ended; this takes its final state from the thread instead of asking the server
+            if error is None and not future.state.is_completed():
+                error = RuntimeError(f"Prefect ended the task run: {future.state.message or future.state.name}")
+        except BaseException as raised:  # noqa: BLE001 - whoever waits for the work must hear of every end
+            error = error or raised
         self.finished.put(Finished(work.key, error))
 
 

@@ -15,7 +15,6 @@ from planvirt.journal.records import StepRecord
 from planvirt.journal.transitions import UNDOABLE, RunState, StepState
 
 _ATTEMPTS = 3
-_PAUSE = 1.0  # seconds before the second attempt; doubled before the third
 _LIMIT = 300.0  # seconds that one attempt to undo a step may take
 
 
@@ -79,7 +78,7 @@ def _undo_work(context: RunContext, record: StepRecord) -> Work:
 def _undo(context: RunContext, step: str, number: int) -> None:
     deadline = Deadline(_LIMIT, interrupted=context.abandoned)
     if number > 1:
-        deadline.sleep(_PAUSE * 2 ** (number - 2))
+        deadline.sleep(context.undo_pause * 2 ** (number - 2))
     journal, run = context.journal, context.run.id
     journal.move_step(run, step, StepState.UNDOING, f"attempt {number}")
     record = journal.step(run, step)

@@ -1,0 +1,127 @@
+"""Sagas in one line: a setup string goes in, the string of events comes out.
+
+A setup is words such as `launch:a`, `launch:b(launch:a)` and `stop:b`, in the order of a plan. In brackets stands what
+a step needs. Signs behind a step say what goes wrong on the simulated host:
+
+    !       its call fails for good
+    !2      its call fails twice, for a passing reason
+    ~       its undo fails for good
+    ~2      its undo fails twice
+    ?       its condition is false
+"""
+
+import re
+from pathlib import Path
+
+from drivers.simulated import SimulatedCompute
+from flows.call import RunFacts
+from flows.context import Event, RunContext
+from flows.executor import ThreadExecutor
+from flows.saga import carry_out
+from flows.world import World
+from planvirt.config import Config, HostConfig, StoreConfig
+from planvirt.graph import Step
+from planvirt.journal.journal import Journal
+from planvirt.journal.records import RunRecord, StepRecord
+from planvirt.journal.transitions import RunState
+from planvirt.mark import instance_uuid
+from planvirt.plan import Disk, Instance, OnFailure, Retry
+
+_WORD = re.compile(
+    r"(?P<action>[a-z]+):(?P<name>[a-z]+)(\((?P<needs>[^)]*)\))?(?P<fails>!\d*)?(?P<undo_fails>~\d*)?(?P<off>\?)?"
+)
+_DO_CALL = {
+    "launch": "define",
+    "start": "start",
+    "stop": "request_shutdown",
+    "terminate": "set_aside",
+    "snapshot": "export_disk",
+}
+_UNDO_CALL = {"launch": "undefine", "stop": "start", "start": "power_off", "terminate": "bring_back"}
+_SHOWN = frozenset({"done", "failed", "skipped", "undone", "undo-failed", "committed"})
+
+PLAN = "saga"
+
+
+class Saga:
+    """A saga on a simulated host, with what it left behind."""
+
+    def __init__(self, folder: Path) -> None:
+        self.config = Config(
+            home=folder,
+            hosts={"sim": HostConfig("sim", driver="simulated", path=folder / "world.json")},
+            stores={"local": StoreConfig("local", path=folder / "store")},
+            journal_url=f"sqlite:///{folder}/journal.sqlite",
+        )
+        self.compute = SimulatedCompute.in_file("sim", folder / "world.json")
+        self.journal = Journal(self.config.journal_url)
+        self.events: list[str] = []
+        self.runs = 0
+
+    def run(
+        self, setup: str, *, on_failure: OnFailure = OnFailure.ROLLBACK, attempts: int = 3, workers: int = 1
+    ) -> tuple[RunState, str]:
+        """Carry the saga out. Returns how it ended, and its events in order."""
+        self.runs += 1
+        self.events.clear()
+        steps = [self._step(match, attempts) for match in _WORD.finditer(setup)]
+        run = f"run-{self.runs}"
+        self.journal.begin(
+            RunRecord(run, "run", PLAN, "saga.yaml", "", "hash", None, {}, on_failure.value),
+            [_record(step, position) for position, step in enumerate(steps)],
+        )
+        with World(self.config) as world:
+            context = RunContext(
+                RunFacts(run, PLAN, "", "2026-01-01T00:00:00Z"), self.journal, world, self._hear, undo_pause=0.0
+            )
+            executor = ThreadExecutor(workers)
+            state, self.error = carry_out(context, steps, {}, on_failure, executor)
+            executor.close()
+        return state, " ".join(self.events)
+
+    def left(self) -> list[str]:
+        """The instances and volumes on the host, set-aside ones too; cached images do not count."""
+        with self.compute.world() as world:
+            return sorted([*world.instances, *(name for name in world.volumes if not name.startswith("planvirt-"))])
+
+    def _hear(self, event: Event) -> None:
+        if event.kind in _SHOWN:
+            self.events.append(f"{event.action}:{event.instance}:{event.kind}")
+
+    def _step(self, match: re.Match[str], attempts: int) -> Step:
+        action, name = match["action"], match["name"]
+        for sign, calls in (("fails", _DO_CALL), ("undo_fails", _UNDO_CALL)):
+            if match[sign]:
+                count = match[sign][1:]
+                self.compute.fail(
+                    calls[action],
+                    name=name,
+                    times=int(count) if count else None,
+                    error="transient" if count else "error",
+                )
+        arguments = {"upload": {"store": "local", "name": f"image of {name}"}} if action == "snapshot" else {}
+        return Step(
+            id=f"{action}:{name}",
+            action=action,
+            instance=Instance(name, name, "sim", 1, 64 << 20, disks=(Disk("root", 1 << 20),)),
+            operation=f"{action}-{name}" if action == "snapshot" else None,
+            arguments=arguments,
+            needs=tuple(match["needs"].split(",")) if match["needs"] else (),
+            when=not match["off"],
+            retry=Retry(attempts, delay=0.0),
+            timeout=20.0,
+            final=False,
+        )
+
+
+def _record(step: Step, position: int) -> StepRecord:
+    return StepRecord(
+        id=step.id,
+        position=position,
+        action=step.action,
+        instance=step.instance.name,
+        uuid=instance_uuid(PLAN, step.instance.name),
+        host="sim",
+        operation=step.operation,
+        needs=step.needs,
+    )
