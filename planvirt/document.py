@@ -56,7 +56,7 @@ class _Node:
     items: list[tuple["_Node | None", "_Node"]] = field(default_factory=list)
 
 
-class _Refused(Exception):  # noqa: N818 - it carries a problem, it is none of its own
+class _Refused(Exception):
     def __init__(self, at: Position, message: str, hint: str = "") -> None:
         super().__init__(message)
         self.problem = Problem(*at, "", message, hint)
@@ -132,7 +132,7 @@ class _Composer:
     def _node(self, event: Any) -> _Node:
         at = _at(event)
         if isinstance(event, yaml.AliasEvent):
-            return self._alias(event.anchor, at)
+            return self._alias(str(event.anchor), at)
         if isinstance(event, yaml.ScalarEvent):
             node = _Node("scalar", at, _scalar(event, at))
         else:
@@ -197,24 +197,28 @@ class _Builder:
         return data
 
     def _key(self, node: _Node | None, pointer: str) -> str | None:
-        node = node.value if node is not None and node.kind == "alias" else node
         if node is None:
             return None
-        if node.kind == "mapping":
-            hint = 'put an expression in quotes: "{{ ... }}"'
-            self.problems.add(Problem(*node.at, pointer, "a key must be text, not a mapping", hint))
-        elif node.kind == "list":
-            self.problems.add(Problem(*node.at, pointer, "a key must be text, not a list"))
-        elif not isinstance(node.value, str):
-            text = "null" if node.value is None else str(node.value).lower()
-            hint = f"write '{_short(text)}' in quotes"
-            self.problems.add(Problem(*node.at, pointer, f"a key must be text, not {_short(text)}", hint))
-        elif node.value == "<<":
-            hint = "use 'profiles' for what instances share"
-            self.problems.add(Problem(*node.at, pointer, "merge keys ('<<') are not supported", hint))
-        else:
+        if node.kind == "alias":
+            target: _Node = node.value
+            return self._key(target, pointer)
+        if node.kind == "scalar" and isinstance(node.value, str) and node.value != "<<":
             return node.value
+        message, hint = _bad_key(node)
+        self.problems.add(Problem(*node.at, pointer, message, hint))
         return None
+
+
+def _bad_key(node: _Node) -> tuple[str, str]:
+    """What is wrong with a key, and the hint."""
+    if node.kind == "mapping":
+        return "a key must be text, not a mapping", 'put an expression in quotes: "{{ ... }}"'
+    if node.kind == "list":
+        return "a key must be text, not a list", ""
+    if node.value == "<<":
+        return "merge keys ('<<') are not supported", "use 'profiles' for what instances share"
+    text = "null" if node.value is None else _short(str(node.value).lower())
+    return f"a key must be text, not {text}", f"write '{text}' in quotes"
 
 
 def _scalar(event: Any, at: Position) -> Any:
@@ -260,19 +264,21 @@ def _short(text: str) -> str:
     return text if len(text) <= 40 else text[:37] + "..."
 
 
+_INDENT = "check the indentation of this line"
+
 # libyaml's words, in the order they are tried, and ours: (its problem, our message, our hint).
 _WORDS = (
     ("mapping values are not allowed", "a ':' is not expected here", "quote a text that contains ': '"),
     ("could not find expected ':'", "a ':' is missing after a key", ""),
     ("did not find expected ',' or ']'", "a list that starts with '[' is not closed", ""),
-    ("did not find expected ',' or '}'", "a mapping that starts with '{' is not closed", "quote a '{{ ... }}' expression"),
+    ("did not find expected ',' or '}'", "a mapping that starts with '{' is not closed", "quote an expression"),
     ("found unexpected end of stream", "a quoted text is not closed", ""),
-    ("did not find expected key", "a key is expected here", "check the indentation of this line"),
-    ("did not find expected '-' indicator", "a list item '- ' is expected here", "check the indentation of this line"),
-    ("block sequence entries are not allowed", "a list item is not expected here", "start the list on a line of its own"),
+    ("did not find expected key", "a key is expected here", _INDENT),
+    ("did not find expected '-' indicator", "a list item '- ' is expected here", _INDENT),
+    ("block sequence entries are not allowed", "a list item is not expected here", "start the list on the next line"),
     ("did not find expected node content", "a value is expected here", ""),
     ("unknown escape character", "an unknown escape in a quoted text", "use single quotes, or double the backslash"),
-)  # fmt: skip
+)
 
 
 def _syntax_problem(error: yaml.MarkedYAMLError, text: str) -> Problem:

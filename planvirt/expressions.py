@@ -31,8 +31,9 @@ _FILTERS = (
     "replace", "round", "sort", "string", "title", "trim", "unique", "upper",
 )  # fmt: skip
 _TESTS = (
-    "defined", "undefined", "none", "boolean", "true", "false", "number", "integer", "float", "string", "mapping",
-    "sequence", "even", "odd", "divisibleby", "in", "==", "!=", "<", "<=", ">", ">=", "eq", "ne", "lt", "le", "gt", "ge",
+    "defined", "undefined", "none", "boolean", "true", "false", "number", "integer", "float", "string",
+    "mapping", "sequence", "even", "odd", "divisibleby", "in", "==", "!=", "<", "<=", ">", ">=", "eq", "ne", "lt",
+    "le", "gt", "ge",
 )  # fmt: skip
 _LOOP = ("first", "index", "index0", "last", "length")
 
@@ -120,11 +121,11 @@ def render_deferred(deferred: Deferred, scope: Mapping[str, Any]) -> Any:
     """
     template = read_template(deferred.text)
     names = {**scope, **deferred.known}
-    uses_secrets = any(reference.root == "secrets" for reference in template.references)
-    if not uses_secrets:
-        names.pop("secrets", None)
+    names.pop("secrets", None)
+    if not any(reference.root == "secrets" for reference in template.references):
         return render(template, names)
-    names["secrets"] = {name: secret.reveal() for name, secret in scope.get("secrets", {}).items()}
+    used = {reference.path[1] for reference in template.references if reference.root == "secrets"}
+    names["secrets"] = {name: scope["secrets"][name].reveal() for name in sorted(used)}
     try:
         return Secret(str(render(template, names)))
     except ExpressionError as error:
@@ -193,15 +194,10 @@ def _environment() -> "Environment":
                 return obj[argument]  # raises, with the first unknown name in the message
             if isinstance(argument, str) and argument.startswith("_"):
                 raise SecurityError(f"names that begin with '_' are not allowed ('{argument}')")
-            if isinstance(obj, Mapping) and isinstance(argument, str | int):
-                if argument in obj:
-                    return obj[argument]
-            elif isinstance(obj, list | tuple | str) and isinstance(argument, int | slice):
-                if isinstance(argument, slice) or -len(obj) <= argument < len(obj):
-                    return obj[argument]
-            elif isinstance(obj, LoopContext) and argument in _LOOP:
+            if isinstance(obj, LoopContext) and argument in _LOOP:
                 return getattr(obj, argument)
-            return self.undefined(hint=f"there is no '{argument}' here")
+            found = _item(obj, argument)
+            return self.undefined(hint=f"there is no '{argument}' here") if found is _NOTHING else found
 
         def is_safe_callable(self, obj: Any) -> bool:
             return obj is _range
@@ -218,6 +214,20 @@ def _environment() -> "Environment":
     environment.filters["join"] = _join
     environment.tests = {name: environment.tests[name] for name in _TESTS}
     return environment
+
+
+_NOTHING = object()
+
+
+def _item(obj: Any, argument: Any) -> Any:
+    """What a mapping or a list holds there; _NOTHING when it holds nothing, or is neither."""
+    if isinstance(obj, Mapping) and isinstance(argument, str | int):
+        return obj.get(argument, _NOTHING)
+    if isinstance(obj, list | tuple | str) and isinstance(argument, slice):
+        return obj[argument]
+    if isinstance(obj, list | tuple | str) and isinstance(argument, int) and -len(obj) <= argument < len(obj):
+        return obj[argument]
+    return _NOTHING
 
 
 def _range(*arguments: int) -> range:

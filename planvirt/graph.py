@@ -231,8 +231,9 @@ class _Draft:
         for operation in self._plan.finally_:
             numbers = []
             for name in operation.instances:
-                id = f"{operation.id}.{name}"
-                number = self._add(id, operation.action, self._instances[name], operation, final=True)
+                number = self._add(
+                    f"{operation.id}.{name}", operation.action, self._instances[name], operation, final=True
+                )
                 self._nodes[number].needs.update(dict.fromkeys(ends))
                 numbers.append(number)
             ends = numbers or ends

@@ -51,8 +51,10 @@ def _source(section: Section, build: Build) -> str | None:
 def image_of(section: Section, build: Build) -> str | Deferred | None:
     """The image that an instance names, checked; None when it names none or a wrong one."""
     value, at = section.get("image"), section.at("image")
-    if value is None or isinstance(value, Deferred) or value in build.names.images:
+    if value is None or isinstance(value, Deferred):
         return value
+    if value in build.names.images:
+        return str(value)
     if match := _STORED.fullmatch(value):
         build.check_store(match[1], at)
         return str(value)

@@ -1,5 +1,6 @@
 """The inputs of a plan: what it declares, what it is given, and the values that come of it."""
 
+import operator
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -124,8 +125,9 @@ def _check(
     if not on_key and is_template(value):
         problems.add(pointer, f"the default of input '{name}' cannot be an expression")
         return value
-    for key, holds, words in _LIMITS:
-        if key in rule and not problems.is_broken(pointer_join(pointer, key)) and not holds(value, rule[key]):
+    for key, kinds, holds, words in _LIMITS:
+        usable = key in rule and isinstance(value, kinds) and not problems.is_broken(pointer_join(pointer, key))
+        if usable and not holds(value, rule[key]):
             hint = did_you_mean(str(value), map(str, rule[key])) if key == "choices" else ""
             message = f"input '{name}' {words.format(_words(rule[key]))}, not {describe(value)}"
             problems.add(pointer, message, hint, on_key=on_key)
@@ -141,15 +143,15 @@ def _matches(value: Any, pattern: str) -> bool:
     return len(value) <= MAX_MATCHED and not _pattern_fault(pattern) and re.fullmatch(pattern, value) is not None
 
 
-# What a value must keep to, and how it is said; a limit of the wrong type is reported elsewhere and holds here.
-_LIMITS: tuple[tuple[str, Callable[[Any, Any], bool], str], ...] = (
-    ("minimum", lambda value, limit: not isinstance(value, int | float) or value >= limit, "must be at least {}"),
-    ("maximum", lambda value, limit: not isinstance(value, int | float) or value <= limit, "must be at most {}"),
-    ("min_length", lambda value, limit: not isinstance(value, str) or len(value) >= limit, "must have at least {} characters"),
-    ("max_length", lambda value, limit: not isinstance(value, str) or len(value) <= limit, "must have at most {} characters"),
-    ("pattern", lambda value, limit: not isinstance(value, str) or _matches(value, limit), "must match {}"),
-    ("choices", lambda value, limit: value in limit, "must be one of {}"),
-)  # fmt: skip
+# What a value must keep to: (the rule's key, the type it is for, whether the value holds, how it is said).
+_LIMITS: tuple[tuple[str, Any, Callable[[Any, Any], bool], str], ...] = (
+    ("minimum", int | float, operator.ge, "must be at least {}"),
+    ("maximum", int | float, operator.le, "must be at most {}"),
+    ("min_length", str, lambda value, limit: len(value) >= limit, "must have at least {} characters"),
+    ("max_length", str, lambda value, limit: len(value) <= limit, "must have at most {} characters"),
+    ("pattern", str, _matches, "must match {}"),
+    ("choices", object, lambda value, limit: value in limit, "must be one of {}"),
+)
 
 
 def _stand_in(rule: Mapping[str, Any]) -> Any:

@@ -173,14 +173,14 @@ def _name_operations(data: Mapping[str, Any], names: Names, problems: Problems) 
         for index, entry in enumerate(entries if isinstance(entries, list) else ()):
             pointer = f"/{key}/{index}"
             used = {**names.operations, **names.final_operations}
-            id = operation_id(entry, {*used, *given})
-            if id is None:
+            own = operation_id(entry, {*used, *given})
+            if own is None:
                 continue
             at = pointer_join(pointer, "id")
-            if id in used:
-                problems.add(at, f"duplicate operation id '{id}'", "give each operation an id of its own")
+            if own in used:
+                problems.add(at, f"duplicate operation id '{own}'", "give each operation an id of its own")
                 continue
-            if id in taken:
-                message = f"the operation is called '{id}', and so is an instance or group"
+            if own in taken:
+                message = f"the operation is called '{own}', and so is an instance or group"
                 problems.add(at, message, "give the operation another id")
-            target[id] = pointer
+            target[own] = pointer

@@ -21,7 +21,7 @@ def build_operations(
 ) -> tuple[Operation, ...]:
     """The operations of `operations` or `finally`, in the order of the file."""
     names = build.names.operations if key == "operations" else build.names.final_operations
-    ids = {pointer: id for id, pointer in names.items()}
+    ids = {pointer: own for own, pointer in names.items()}
     found = []
     for index, entry in enumerate(build.data.get(key) or ()):
         pointer = f"/{key}/{index}"

@@ -7,7 +7,7 @@ from planvirt.config import Config
 from planvirt.source import repository_root
 
 
-class PathRefused(Exception):  # noqa: N818 - it becomes a problem of the file
+class PathRefused(Exception):
     """A path that a plan may not use, or that leads nowhere."""
 
     def __init__(self, message: str, hint: str) -> None:

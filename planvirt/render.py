@@ -38,7 +38,8 @@ class Renderer:
     def section(self, raw: Section, definition: str, scope: Mapping[str, Any] | None = None) -> Section:
         """The section with its expressions rendered, and checked again for what came of them.
 
-        `definition` is the entry of the schema's `$defs`, or empty for data of any shape. A value with a problem is left out.
+        `definition` is the entry of the schema's `$defs`, or empty for data of any shape. A value with a problem is
+        left out.
         """
         names = {"inputs": self.inputs.values, "env": self._env(), **(scope or {})}
         rendered: set[str] = set()
@@ -99,7 +100,8 @@ class Renderer:
         )
 
     def _deferred(self, template: Template, pointer: str, names: Mapping[str, Any]) -> Deferred:
-        runtime, known = [], {}
+        runtime: list[str] = []
+        known: dict[str, Any] = {}
         for reference in template.references:
             if reference.root in RUNTIME_ROOTS:
                 runtime.append(".".join(reference.path[:2]))

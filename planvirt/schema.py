@@ -81,7 +81,8 @@ def _validator_class() -> Any:
     checker = Draft202012Validator.TYPE_CHECKER.redefine(
         "integer", lambda _checker, value: isinstance(value, int) and not isinstance(value, bool)
     )
-    return validators.extend(Draft202012Validator, {"pattern": pattern}, type_checker=checker)
+    extend: Any = validators.extend
+    return extend(Draft202012Validator, {"pattern": pattern}, type_checker=checker)
 
 
 def _pointer(error: Any) -> str:
@@ -156,7 +157,7 @@ def _title(schema: Mapping[str, Any], root: Mapping[str, Any]) -> str:
         return str(schema["title"])
     shared = [name for name, other in root["$defs"].items() if other is schema]
     users = (other for other in root["$defs"].values() if other.get("$ref", "").rpartition("/")[2] in shared)
-    return str(next(users, {}).get("title", "this mapping"))
+    return next((str(other["title"]) for other in users if "title" in other), "this mapping")
 
 
 def _not_listed(value: Any, schema: Mapping[str, Any], choices: list[Any], pointer: str) -> Fault:

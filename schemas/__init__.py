@@ -6,29 +6,20 @@ from importlib import resources
 from typing import Any
 
 
-def plan_schema_text() -> str:
-    """The schema of a plan file, as it is printed for editors."""
-    return _text("plan.schema.json")
-
-
-def config_schema_text() -> str:
-    """The schema of planvirt.toml."""
-    return _text("config.schema.json")
+def schema_text(which: str) -> str:
+    """The schema of a "plan" or of the "config", as it is printed for editors."""
+    return (resources.files(__name__) / f"{which}.schema.json").read_text(encoding="utf-8")
 
 
 @cache
 def plan_schema() -> dict[str, Any]:
     """The schema of a plan file; shared, so not to be changed."""
-    schema: dict[str, Any] = json.loads(plan_schema_text())
+    schema: dict[str, Any] = json.loads(schema_text("plan"))
     return schema
 
 
 @cache
 def config_schema() -> dict[str, Any]:
     """The schema of planvirt.toml; shared, so not to be changed."""
-    schema: dict[str, Any] = json.loads(config_schema_text())
+    schema: dict[str, Any] = json.loads(schema_text("config"))
     return schema
-
-
-def _text(name: str) -> str:
-    return (resources.files(__name__) / name).read_text(encoding="utf-8")
