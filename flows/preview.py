@@ -3,11 +3,10 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from planvirt.graph import Graph, Step
-
 from drivers.compute import Capabilities, InstanceFacts
 from flows.facts import Facts
 from planvirt.errors import Conflict
+from planvirt.graph import Graph, Step
 from planvirt.mark import instance_uuid
 from planvirt.plan import Deferred, Instance
 from planvirt.states import EXISTING, State
@@ -51,7 +50,7 @@ def preview(plan: str, graph: Graph, facts: Facts) -> Preview:
     instead: dict[str, tuple[str, ...]] = {}  # a step's id in the graph: the ids to wait for in its place
     for step in graph.steps:
         needs = tuple(dict.fromkeys(new for need in step.needs for new in instead[need]))
-        if step.operation is not None:
+        if step.operation is not None and not _launched_already(plan, step, kept, facts):
             kept.append(replace(step, needs=needs))
             reasons[step.id] = f"operation {step.operation}"
             instead[step.id] = (step.id,)
@@ -76,6 +75,13 @@ def preview(plan: str, graph: Graph, facts: Facts) -> Preview:
         steps=tuple(kept),
         parallel=graph.parallel,
     )
+
+
+def _launched_already(plan: str, step: Step, before: Sequence[Step], facts: Facts) -> bool:
+    """Whether a launch operation finds its instance there, so that it is decided like a declared one."""
+    found = facts.instances.get(step.instance.name)
+    gone = any(other.action == "terminate" and other.instance.name == step.instance.name for other in before)
+    return step.action == "launch" and found is not None and found.uuid == instance_uuid(plan, found.name) and not gone
 
 
 def check(found: Preview) -> None:

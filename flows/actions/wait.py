@@ -2,6 +2,7 @@
 
 import socket
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from drivers.errors import NotFound, Transient
@@ -38,7 +39,7 @@ def do(call: Call) -> Mapping[str, Any]:
 def wait_ready(call: Call, ready: Ready) -> None:
     """Wait until a launched instance counts as up; raises NotReady after `ready.within` seconds."""
     wanted = {"console": ready.console, "port": ready.port, "address": ready.address}
-    limited = call.within(ready.within)
+    limited = replace(call.within(ready.within), arguments=wanted)
     try:
         do(limited)
     except DeadlinePassed as error:

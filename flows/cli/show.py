@@ -10,7 +10,7 @@ from flows.cli.runs import took
 from planvirt.errors import Exit
 from planvirt.journal.journal import Journal
 from planvirt.journal.records import RunRecord, StepRecord
-from planvirt.journal.transitions import RunState
+from planvirt.journal.transitions import RunState, StepState
 
 
 @click.command("show")
@@ -90,6 +90,8 @@ def print_run(record: RunRecord, steps: Sequence[StepRecord], left: Sequence[str
 
 
 def _result(step: StepRecord) -> str:
+    if step.state == StepState.UNDONE:
+        return f"undone after: {step.error['brief']}" if step.error else "undone"
     if step.undo_error:
         return step.undo_error["brief"]
     if step.error and not step.outputs:

@@ -174,7 +174,7 @@ class Journal:
             if to == StepState.DOING:
                 self._hold(connection, run, step, row.uuid, row.instance)
                 values |= {"attempts": row.attempts + 1, "started": row.started or now, "phase": ""}
-            elif to != StepState.UNDOING:
+            elif to in (StepState.DONE, StepState.FAILED, StepState.SKIPPED):
                 values["ended"] = now
             self._update_step(connection, run, step, values)
             self._note(connection, run, step, before, to, why)
