@@ -64,6 +64,7 @@ def inspect(
         )
     with _opened(path) as file:
         before = os.fstat(file.fileno())
+        _check_size(path, before.st_size)
         head = file.read(_HEAD)
         file.seek(0)
         size, sha256, sha512 = _digests(file, before.st_size, deadline, longer=(checksum or "").startswith("sha512:"))
@@ -74,8 +75,6 @@ def inspect(
         _compare(path, checksum.lower(), f"sha512:{sha512}" if sha512 else f"sha256:{sha256}")
     found = _format(path, head, declared_format)
     virtual_size = _qcow2_size(path, head, size) if found == "qcow2" else -(-size // 512) * 512
-    if not 0 < virtual_size <= LARGEST:
-        raise RefusedImage(f"cannot use {path}: a disk of {virtual_size} bytes is not possible")
     return LocalImage(path, sha256, found, virtual_size)
 
 
@@ -90,6 +89,12 @@ def _opened(path: Path) -> BinaryIO:
         os.close(handle)
         raise RefusedImage(f"cannot use {path}: it is no regular file")
     return os.fdopen(handle, "rb")
+
+
+def _check_size(path: Path, size: int) -> None:
+    """Refuse a file before it is read for hours."""
+    if not 0 < size <= LARGEST:
+        raise RefusedImage(f"cannot use {path}: a disk of {size} bytes is not possible")
 
 
 def _digests(file: BinaryIO, total: int, deadline: Deadline, *, longer: bool) -> tuple[int, str, str | None]:
