@@ -287,6 +287,8 @@ def _syntax_problem(error: yaml.MarkedYAMLError, text: str) -> Problem:
     lines = text.splitlines()
     rest = lines[line][column:] if line < len(lines) else ""
     problem = error.problem or "malformed YAML"
+    if "expected node content" in problem and not text.encode()[mark.index if mark else 0 :].strip():
+        return Problem(line + 1, column + 1, "", "the file ends where a value is expected", "close what is open")
     if rest.startswith("\t"):
         return Problem(line + 1, column + 1, "", "a tab is not allowed here", "indent with spaces")
     if "cannot start any token" in problem:

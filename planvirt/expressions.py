@@ -218,6 +218,16 @@ def _environment() -> "Environment":
 
 _NOTHING = object()
 
+# What the user wrote, for the kinds of nodes that Jinja calls otherwise.
+_SPELT = {
+    "pow": "**",
+    "assign": "set",
+    "assignblock": "set",
+    "fromimport": "from",
+    "dict": "{...}",
+    "filterblock": "filter",
+}
+
 
 def _item(obj: Any, argument: Any) -> Any:
     """What a mapping or a list holds there; _NOTHING when it holds nothing, or is neither."""
@@ -230,11 +240,17 @@ def _item(obj: Any, argument: Any) -> Any:
     return _NOTHING
 
 
+def _security_error(message: str) -> Exception:
+    from jinja2.exceptions import SecurityError
+
+    return SecurityError(message)
+
+
 def _range(*arguments: int) -> range:
     """A range of at most a thousand numbers."""
     numbers = range(*arguments)
     if len(numbers) > MAX_RANGE:
-        raise ValueError(f"range() gives at most {MAX_RANGE} numbers")
+        raise _security_error(f"range() gives at most {MAX_RANGE} numbers")
     return numbers
 
 
@@ -242,7 +258,7 @@ def _replace(text: object, old: str, new: str) -> str:
     """The text with another in place of each `old`; chained calls must not grow it without bound."""
     result = str(text).replace(old, new) if old else str(text)
     if len(result) > MAX_OUTPUT:
-        raise ValueError("the text grows too long")
+        raise _security_error(f"the text grows longer than {MAX_OUTPUT} characters")
     return result
 
 
@@ -250,7 +266,7 @@ def _join(items: Iterable[object], between: str = "") -> str:
     """The items as one text."""
     result = str(between).join(str(item) for item in items)
     if len(result) > MAX_OUTPUT:
-        raise ValueError("the text grows too long")
+        raise _security_error(f"the text grows longer than {MAX_OUTPUT} characters")
     return result
 
 
@@ -282,7 +298,8 @@ class _Reader:
     def _visit(self, node: "nodes.Node", loops: int) -> None:
         nodes = self._nodes
         if not isinstance(node, self._allowed):
-            self._refuse(f"'{type(node).__name__.lower()}' is not allowed in an expression")
+            kind = type(node).__name__.lower()
+            self._refuse(f"'{_SPELT.get(kind, kind)}' is not allowed in an expression")
         if isinstance(node, nodes.For):
             self._check_loop(node, loops)
             loops += 1
@@ -336,9 +353,7 @@ class _Reader:
 
     @staticmethod
     def _refuse(message: str) -> None:
-        from jinja2.exceptions import SecurityError
-
-        raise SecurityError(message)
+        raise _security_error(message)
 
 
 _JINJA_WORDS = (

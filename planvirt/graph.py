@@ -48,10 +48,12 @@ class Graph:
 def build_graph(plan: Plan) -> Graph:
     """The steps of a plan. Raises InvalidPlan for circles and for steps that would have the same id."""
     draft = _Draft(plan)
-    if problems := draft.problems():
-        raise InvalidPlan(str(plan.path), problems)
-    draft.order_same_instance()
+    circles = draft.circles()
+    if not circles:
+        draft.order_same_instance()
     draft.add_final()
+    if problems := (*circles, *draft.clashes):
+        raise InvalidPlan(str(plan.path), tuple(sorted(problems)))
     limits = {
         operation.id: operation.parallel
         for operation in (*plan.operations, *plan.finally_)
@@ -73,12 +75,15 @@ class _Node:
 
 
 class _Draft:
-    """The graph in the making. Nodes are known by their number, which is their place in the file."""
+    """The graph in the making. Nodes are known by their number, which is their place in the file.
+
+    `clashes` are operations that make a step of an id that there is already.
+    """
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
         self._nodes: list[_Node] = []
-        self._clashes: list[Problem] = []
+        self.clashes: list[Problem] = []
         self._by_id: dict[str, int] = {}
         self._instances = {instance.name: instance for instance in plan.instances}
         self._bringing: dict[str, int] = {}  # instance -> the step that brings it to its declared state
@@ -103,12 +108,13 @@ class _Draft:
                     self._bringing.setdefault(name, number)
 
     def _add(self, id: str, action: str, instance: Instance, operation: Operation | None, final: bool = False) -> int:
+        node = _Node(id, action, instance, operation, final)
         if id in self._by_id and operation is not None:
             message = f"the operation's id '{operation.id}' makes a second step '{id}'"
-            problem = Problem(operation.line, operation.column, "", message, "give the operation another id")
-            self._clashes.append(problem)
+            hint = "give the operation another id"
+            self.clashes.append(Problem(operation.line, operation.column, self._pointer(node), message, hint))
         self._by_id[id] = len(self._nodes)
-        self._nodes.append(_Node(id, action, instance, operation, final))
+        self._nodes.append(node)
         return len(self._nodes) - 1
 
     def _targets(self, name: str) -> Iterable[int]:
@@ -180,9 +186,9 @@ class _Draft:
             if node.operation is None and number not in self._waits_for_operation
         ]
 
-    def problems(self) -> tuple[Problem, ...]:
-        """Clashing ids, and one circle for each knot of steps that wait for each other."""
-        return tuple(sorted({*self._clashes, *(self._circle(knot) for knot in _knots(self._edges()))}))
+    def circles(self) -> tuple[Problem, ...]:
+        """One circle for each knot of steps that wait for each other."""
+        return tuple(dict.fromkeys(self._circle(knot) for knot in _knots(self._edges())))
 
     def _edges(self) -> list[list[int]]:
         return [list(node.needs) for node in self._nodes]
@@ -197,7 +203,14 @@ class _Draft:
         where = first.operation or first.instance
         chain = " needs ".join((*words, words[0]))
         hint = "an operation without 'needs' waits for everything before it" if self._implicit(path) else ""
-        return Problem(where.line, where.column, "", f"circle: {chain}", hint)
+        return Problem(where.line, where.column, self._pointer(first), f"circle: {chain}", hint)
+
+    def _pointer(self, node: _Node) -> str:
+        """Where the plan has the entry of a node."""
+        if node.operation is None:
+            return f"/instances/{node.instance.group}"
+        kind, entries = ("finally", self._plan.finally_) if node.final else ("operations", self._plan.operations)
+        return f"/{kind}/{next(i for i, other in enumerate(entries) if other is node.operation)}"
 
     def _implicit(self, path: list[int]) -> bool:
         operations = (self._nodes[number].operation for number in path)

@@ -39,7 +39,10 @@ def _source(section: Section, build: Build) -> str | None:
         except PathRefused as refused:
             build.problems.add(at, str(refused), refused.hint)
     elif match := _STORED.fullmatch(text):
-        build.check_store(match[1], at)
+        if match[1] not in build.config.stores and (build.bounds.folder / text).exists():
+            build.problems.add(at, f"unknown image store '{match[1]}'", f"did you mean './{text}'?")
+        else:
+            build.check_store(match[1], at)
         return str(text)
     else:
         hint = f"did you mean './{text}'?" if "/" not in text else "start a path with './', '../' or '/'"

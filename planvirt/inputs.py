@@ -36,12 +36,16 @@ def read_inputs(
     for name, entry in declared.items():
         pointer = pointer_join("/inputs", name)
         rule = entry if isinstance(entry, dict) else {"type": _type_of(entry), "default": entry}
+        if "type" not in rule:
+            result.values[name] = rule.get("default")
+            result.unknown.add(name)
+            continue
         _check_rule(rule, pointer, problems)
         at_default = pointer_join(pointer, "default") if isinstance(entry, dict) else pointer
         if "default" in rule:
-            _check(name, rule["default"], rule, at_default, problems)
+            _check(name, rule["default"], rule, at_default, problems, own=pointer)
         if name in given:
-            result.values[name] = _check(name, given[name], rule, pointer, problems, on_key=True)
+            result.values[name] = _check(name, given[name], rule, pointer, problems)
         elif "default" in rule:
             result.values[name] = rule["default"]
         else:
@@ -112,9 +116,13 @@ def _from_text(text: str, kind: str) -> object:
 
 
 def _check(
-    name: str, value: object, rule: Mapping[str, Any], pointer: str, problems: Problems, *, on_key: bool = False
+    name: str, value: object, rule: Mapping[str, Any], pointer: str, problems: Problems, *, own: str = ""
 ) -> Any:
-    """The value in its type, or a stand-in for it after a problem."""
+    """The value in its type, or a stand-in for it after a problem.
+
+    `own` is the pointer of the input when the value is its default; a value from the command line has none.
+    """
+    on_key, own = not own, own or pointer
     kind = str(rule.get("type", "string"))
     if on_key and isinstance(value, str):
         value = _from_text(value, kind)
@@ -126,7 +134,7 @@ def _check(
         problems.add(pointer, f"the default of input '{name}' cannot be an expression")
         return value
     for key, kinds, holds, words in _LIMITS:
-        usable = key in rule and isinstance(value, kinds) and not problems.is_broken(pointer_join(pointer, key))
+        usable = key in rule and isinstance(value, kinds) and not problems.is_broken(pointer_join(own, key))
         if usable and not holds(value, rule[key]):
             hint = did_you_mean(str(value), map(str, rule[key])) if key == "choices" else ""
             message = f"input '{name}' {words.format(_words(rule[key]))}, not {describe(value)}"

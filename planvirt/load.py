@@ -1,5 +1,6 @@
 """From a plan file to a Plan, or to everything that is wrong with the file."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -67,8 +68,9 @@ def _load(
         return None, (Problem(*document.value_at(""), "", "a plan is a mapping", "start with 'planvirt: 1'"),)
     problems = Problems(document)
     data = _checked(document, problems)
-    if problems.is_broken("/planvirt") and "planvirt" in document.data:
-        return None, problems.sorted()  # another version of the language: nothing else can be told
+    if isinstance(document.data.get("planvirt"), int) and problems.is_broken("/planvirt"):
+        # Another version of the language: nothing else in the file can be judged.
+        return None, tuple(problem for problem in problems.sorted() if problem.pointer == "/planvirt")
     inputs = read_inputs(data.get("inputs") or {}, given, problems, complete=complete)
     plan = _build(source, document, data, inputs, config, problems)
     if problems.found:
@@ -94,14 +96,19 @@ def _checked(document: Document, problems: Problems) -> dict[str, Any]:
 def _build(
     source: Source, document: Document, data: dict[str, Any], inputs: Inputs, config: Config, problems: Problems
 ) -> Plan:
-    names = collect_names(document.data, inputs.values, inputs.unknown, problems)
-    Checker(data, names, config, problems).check()
-    renderer = Renderer(inputs, config, problems)
+    env = {name: os.environ[name] for name in config.env if name in os.environ}
+    names = collect_names(document.data, inputs, env, problems)
+    checker = Checker(data, names, config, env, problems)
+    checker.check()
+    renderer = Renderer(inputs, env, problems)
     build = Build(data, names, config, Bounds.of(source.path, config), renderer, problems)
     defaults = _defaults(build)
     images = build_images(build)
     instances = build_instances(build, defaults)
     by_name = {instance.name: instance for instance in instances}
+    operations = build_operations("operations", build, defaults, by_name)
+    final = build_operations("finally", build, defaults, by_name)
+    checker.check_outputs({operation.id: operation.instances for operation in (*operations, *final)})
     return Plan(
         name=str(data.get("name", "")),
         path=source.path,
@@ -111,8 +118,8 @@ def _build(
         on_failure=OnFailure(data.get("on_failure", "rollback")),
         images=images,
         instances=instances,
-        operations=build_operations("operations", build, defaults, by_name),
-        finally_=build_operations("finally", build, defaults, by_name),
+        operations=operations,
+        finally_=final,
     )
 
 

@@ -9,7 +9,9 @@ from typing import Any
 
 from planvirt.document import pointer_join
 from planvirt.expressions import ExpressionError, is_template, read_template, render
+from planvirt.inputs import Inputs
 from planvirt.problems import Problems
+from planvirt.schema import describe
 
 MAX_INSTANCES = 2_000
 
@@ -54,7 +56,7 @@ class Names:
         return {*self.groups, *self.instances, *self.operations}
 
 
-def collect_names(data: Mapping[str, Any], inputs: Mapping[str, Any], unknown: set[str], problems: Problems) -> Names:
+def collect_names(data: Mapping[str, Any], inputs: Inputs, env: Mapping[str, str], problems: Problems) -> Names:
     """The names in the raw data of a plan. Names that clash are problems."""
     names = Names(
         images=frozenset(_mapping(data, "images")),
@@ -63,7 +65,7 @@ def collect_names(data: Mapping[str, Any], inputs: Mapping[str, Any], unknown: s
     total = 0
     for group, entry in _mapping(data, "instances").items():
         pointer = pointer_join("/instances", group)
-        copies = _copies(group, entry, pointer, inputs, unknown, problems, names)
+        copies = _copies(group, entry, pointer, inputs, env, problems, names)
         total += len(copies)
         if total > MAX_INSTANCES:
             problems.add(pointer, f"the plan has more than {MAX_INSTANCES} instances", on_key=True)
@@ -99,8 +101,8 @@ def _copies(
     group: str,
     entry: Any,
     pointer: str,
-    inputs: Mapping[str, Any],
-    unknown: set[str],
+    inputs: Inputs,
+    env: Mapping[str, str],
     problems: Problems,
     names: Names,
 ) -> tuple[Copy, ...]:
@@ -114,32 +116,33 @@ def _copies(
     if "count" not in entry:
         return (Copy(group),)
     at = pointer_join(pointer, "count")
-    count = _count(entry["count"], at, inputs, unknown, problems)
+    count = _count(entry["count"], at, inputs, env, problems)
     if count is None or problems.is_broken(at) or problems.is_tainted(at):
         names.open_groups.add(group)
     return tuple(Copy(f"{group}-{number}", number) for number in range(1, (count or 0) + 1))
 
 
-def _count(value: Any, pointer: str, inputs: Mapping[str, Any], unknown: set[str], problems: Problems) -> int | None:
+def _count(value: Any, pointer: str, inputs: Inputs, env: Mapping[str, str], problems: Problems) -> int | None:
     if is_template(value):
         try:
             template = read_template(value)
-            if any(reference.path[:1] != ("inputs",) or reference.path[1:2] == () for reference in template.references):
-                message = "count can only use inputs"
+            if not all(reference.root in ("inputs", "env") for reference in template.references):
+                message = "count can only use inputs and env"
                 problems.add(pointer, message, "the number of instances must be known before anything runs")
                 return None
-            if any(reference.path[1] in unknown for reference in template.references):
+            read = {reference.path for reference in template.references if reference.root == "inputs"}
+            if any(path[1:2] == () or path[1] not in inputs.values for path in read):
+                return None  # reported where all references are checked
+            if any(path[1] in inputs.unknown for path in read):
                 problems.tainted.add(pointer)
-            if any(reference.path[1] not in inputs for reference in template.references):
-                return None  # the unknown name is reported where all references are checked
-            value = render(template, {"inputs": inputs})
+            value = render(template, {"inputs": inputs.values, "env": env})
         except ExpressionError as error:
             problems.add(pointer, str(error), error.resolution)
             return None
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 1000:
         return value
     if not problems.is_broken(pointer):
-        problems.add(pointer, f"count must be a whole number from 0 to 1000, not {value}")
+        problems.add(pointer, f"count must be a whole number from 0 to 1000, not {describe(value)}")
     return None
 
 
@@ -148,7 +151,7 @@ def _check_instances(names: Names, problems: Problems) -> None:
     for group, copies in names.groups.items():
         at = pointer_join("/instances", group)
         for copy in copies:
-            if len(copy.name) > 63:
+            if len(copy.name) > 63 and not problems.is_broken(at):
                 message = f"the name '{copy.name}' is longer than 63 characters"
                 problems.add(at, message, "shorten it", on_key=True)
             other = owner.setdefault(copy.name, group)

@@ -11,10 +11,16 @@ from planvirt.errors import Problem
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """A hint that names the known word most like this one, or else all of them when they are few; or empty."""
     names = sorted(set(known))
-    close = difflib.get_close_matches(word.lower(), [name.lower() for name in names], n=1, cutoff=0.6)
-    if close:
-        return f"did you mean '{next(name for name in names if name.lower() == close[0])}'?"
+    if close := _closest(word.lower(), {name.lower(): name for name in names}):
+        return f"did you mean '{close}'?"
     return f"known: {', '.join(names)}" if 0 < len(names) <= 12 else ""
+
+
+def _closest(word: str, names: dict[str, str]) -> str:
+    close = difflib.get_close_matches(word, names, n=1, cutoff=0.7)
+    swapped = [name for name in names if sorted(name) == sorted(word)]
+    longer = [name for name in names if len(word) > 2 and name.startswith(word)]
+    return next((names[name] for name in (*close, *swapped, *longer)), "")
 
 
 @dataclass(slots=True)

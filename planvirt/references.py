@@ -39,6 +39,7 @@ class Checker:
     data: Mapping[str, Any]
     names: Names
     config: Config
+    env: Mapping[str, str]
     problems: Problems
 
     def check(self) -> None:
@@ -51,7 +52,28 @@ class Checker:
                     self.problems.add(pointer, str(error), error.resolution)
                     continue
                 for reference in template.references:
-                    self._reference(reference, pointer)
+                    if not _is_rest_of_dashed(reference, text):
+                        self._reference(reference, pointer)
+
+    def check_outputs(self, operations: Mapping[str, tuple[str, ...]]) -> None:
+        """Report outputs that are read of an operation on several instances without saying of which one."""
+        if self.names.open_groups:
+            return  # how many there are is not known
+        for key in _RENDERED:
+            for pointer, text in _scalars(self.data.get(key), f"/{key}"):
+                if pointer in self.problems.broken:
+                    continue
+                for reference in read_template(text).references:
+                    if reference.root == "steps" and len(operations.get(reference.path[1], ())) > 1:
+                        self._output(reference.path, operations[reference.path[1]], pointer)
+
+    def _output(self, path: tuple[str, ...], instances: tuple[str, ...], pointer: str) -> None:
+        own = f"steps.{path[1]}" if "-" not in path[1] else f"steps['{path[1]}']"
+        named = path[3] if len(path) > 3 else ""
+        if named not in instances:
+            hint = did_you_mean(named, instances) if len(path) > 4 else f"write {own}.outputs['{instances[0]}']"
+            message = f"step '{path[1]}' is on {len(instances)} instances, and '{named}' is none of them"
+            self.problems.add(pointer, message, hint)
 
     def _reference(self, reference: Reference, pointer: str) -> None:
         root, key = reference.root, reference.path[1] if len(reference.path) > 1 else None
@@ -101,6 +123,8 @@ class Checker:
             hint = "let the operator add it to 'env' under [plans] in planvirt.toml"
             message = f"the environment variable '{key}' is not allowed in plans"
             self.problems.add(pointer, message, hint)
+        elif key not in self.env:
+            self.problems.add(pointer, f"the environment variable '{key}' is not set")
 
     def _copy_name(self, root: str, key: str | None, pointer: str) -> None:
         """`each` and `index` exist only in the copies that `for_each` and `count` make."""
@@ -151,6 +175,13 @@ class Checker:
         elif len(path) > 2 and path[2] not in INSTANCES_KEYS:
             hint = did_you_mean(path[2], INSTANCES_KEYS)
             self.problems.add(pointer, f"an instance has no '{path[2]}'", hint)
+
+
+def _is_rest_of_dashed(reference: Reference, text: str) -> bool:
+    """Whether a name is only the end of `steps.take-image`, which is reported already."""
+    if reference.root in ROOTS:
+        return False
+    return re.search(rf"\b(steps|instances)\.[\w-]*-{re.escape(reference.root)}\b", text) is not None
 
 
 def _scalars(value: Any, pointer: str) -> Iterator[tuple[str, str]]:

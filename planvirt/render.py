@@ -1,11 +1,9 @@
 """Renders the expressions of one part of a plan. Structure never comes from an expression, only scalars do."""
 
-import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from planvirt.config import Config
 from planvirt.document import pointer_join
 from planvirt.expressions import (
     RUNTIME_ROOTS,
@@ -31,9 +29,8 @@ class Renderer:
     """Knows the values that expressions read before the plan runs."""
 
     inputs: Inputs
-    config: Config
+    env: Mapping[str, str]
     problems: Problems
-    environ: Mapping[str, str] = field(default_factory=lambda: os.environ)
 
     def section(self, raw: Section, definition: str, scope: Mapping[str, Any] | None = None) -> Section:
         """The section with its expressions rendered, and checked again for what came of them.
@@ -41,7 +38,7 @@ class Renderer:
         `definition` is the entry of the schema's `$defs`, or empty for data of any shape. A value with a problem is
         left out.
         """
-        names = {"inputs": self.inputs.values, "env": self._env(), **(scope or {})}
+        names = {"inputs": self.inputs.values, "env": self.env, **(scope or {})}
         rendered: set[str] = set()
         data = self._tree(raw.data, "", raw, names, rendered)
         if rendered and definition:
@@ -53,9 +50,6 @@ class Renderer:
                     self.problems.add(pointer, fault.message, fault.hint, on_key=fault.on_key)
             data = prune(data, faults)
         return Section(data if isinstance(data, dict) else {}, raw.base, self.problems, raw.origins)
-
-    def _env(self) -> dict[str, str]:
-        return {name: self.environ[name] for name in self.config.env if name in self.environ}
 
     def _tree(self, value: Any, local: str, raw: Section, names: Mapping[str, Any], rendered: set[str]) -> Any:
         if isinstance(value, Mapping):
@@ -137,6 +131,8 @@ def prune(data: Any, faults: tuple[Fault, ...]) -> Any:
     pruned = _copy(data)
     # From the back, as a fault inside a value that is already gone has nothing left to take away.
     for fault in sorted(faults, key=lambda fault: fault.pointer, reverse=True):
+        if fault.missing:
+            continue  # what is there can still be looked at
         tokens = [token.replace("~1", "/").replace("~0", "~") for token in fault.pointer.split("/")[1:]]
         if not tokens:
             continue
