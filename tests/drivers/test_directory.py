@@ -102,6 +102,24 @@ def test_the_operator_may_rename_a_store(root: Path, store: DirectoryStore) -> N
     assert image.store == "renamed"
 
 
+def test_a_disk_that_does_not_keep_what_is_written_is_found(root: Path, store: DirectoryStore) -> None:
+    class Rots(io.BytesIO):
+        """Damages what was written of it already, once it has been read to its end."""
+
+        def read(self, size: int | None = -1) -> bytes:
+            if self.tell() == len(NOISE):
+                (part,) = (root / "tmp").glob("*.part")
+                with part.open("r+b") as file:
+                    file.write(bytes([NOISE[0] ^ 1]))
+            return super().read(size)
+
+    store.create("one", name="web", format="raw", properties={})
+    with pytest.raises(WrongChecksum):
+        store.upload("one", Rots(NOISE), len(NOISE), Deadline())
+    assert files(root / "blobs") == files(root / "tmp") == []
+    assert (image := store.get("one")) is not None and image.status == "queued"
+
+
 def test_a_flipped_bit_is_found(store: DirectoryStore) -> None:
     path = put(store, "one")
     with path.open("r+b") as file:
