@@ -17,7 +17,8 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 def _closest(word: str, names: dict[str, str]) -> str:
-    close = difflib.get_close_matches(word, names, n=1, cutoff=0.7)
+    alike = [name for name in names if abs(len(name) - len(word)) <= 3]
+    close = difflib.get_close_matches(word, alike, n=1, cutoff=0.65)
     swapped = [name for name in names if sorted(name) == sorted(word)]
     longer = [name for name in names if len(word) > 2 and name.startswith(word)]
     return next((names[name] for name in (*close, *swapped, *longer)), "")
