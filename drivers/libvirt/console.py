@@ -38,11 +38,11 @@ def text(pool: Pool, name: str) -> str:
 def _tail(pool: Pool, log: str, limit: int) -> bytes:
     folder = pool.local_folder()
     if folder is not None:
-        with suppress(OSError):  # not there yet, or not for us to read: the daemon can tell
-            with (folder / log).open("rb") as file:
-                size = file.seek(0, io.SEEK_END)
-                file.seek(max(0, size - limit))
-                return file.read(limit)
+        # What is not there yet, or not for us to read, the daemon can tell of.
+        with suppress(OSError), (folder / log).open("rb") as file:
+            size = file.seek(0, io.SEEK_END)
+            file.seek(max(0, size - limit))
+            return file.read(limit)
     pool.refresh()
     volume = pool.lookup(log)
     if volume is None:

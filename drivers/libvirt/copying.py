@@ -30,8 +30,8 @@ def copy(
     libvirt cannot abort such a copy. When the deadline passes, what it still makes is deleted as soon as it is done.
     """
     deadline.check()
-    work = _Copy(pool, source, volume_xml(target, size, format), target)
-    work.start()
+    work = _Copy(pool.handle(), source, volume_xml(target, size, format), target)
+    threading.Thread(target=work.run, name=f"copy to {target}", daemon=True).start()
     try:
         while not work.done.wait(_LOOK):
             deadline.check()
@@ -41,17 +41,19 @@ def copy(
     return work.result()
 
 
-class _Copy(threading.Thread):
-    def __init__(self, pool: Pool, source: Any, xml: str, target: str) -> None:
-        super().__init__(name=f"copy to {target}", daemon=True)
+class _Copy:
+    """One copy, made in a thread of its own."""
+
+    def __init__(self, handle: Any, source: Any, xml: str, target: str) -> None:
         self.done = threading.Event()
-        self._handle, self._source, self._xml, self._target = pool.handle(), source, xml, target
+        self._handle, self._source, self._xml, self._target = handle, source, xml, target
         self._lock = threading.Lock()
         self._abandoned = False
         self._volume: Any = None
         self._error: libvirt.libvirtError | None = None
 
     def run(self) -> None:
+        """Copy, and clean up if nobody waited for the end."""
         try:
             self._volume = self._handle.createXMLFrom(self._xml, self._source, 0)
         except libvirt.libvirtError as error:

@@ -73,21 +73,24 @@ def _write(pool: Pool, file: BinaryIO, name: str, sha256: str, deadline: Deadlin
         # Only now does the pool learn the format and the virtual size of what was written.
         pool.refresh()
         _make(pool, name + _COMPLETE, 0)
-        present = pool.lookup(name)
-        if present is None:
-            raise NotFound(f"cannot find the volume {name} right after it was written")
-        return present
+        return _make(pool, name, length)
 
 
 def _make(pool: Pool, name: str, length: int) -> Any:
+    present = pool.lookup(name)
+    if present is not None:
+        return present
     handle = pool.handle()
     with translated(f"create the volume {name}"):
         try:
-            return handle.createXML(volume_xml(name, length, "raw"), 0)
+            handle.createXML(volume_xml(name, length, "raw"), 0)
         except libvirt.libvirtError as error:
             if code_of(error) != libvirt.VIR_ERR_STORAGE_VOL_EXIST:
                 raise
-            return handle.storageVolLookupByName(name)
+    made = pool.lookup(name)
+    if made is None:
+        raise NotFound(f"cannot find the volume {name} right after it was made")
+    return made
 
 
 def _pump(file: BinaryIO, length: int, writer: VolumeWriter, deadline: Deadline) -> str:

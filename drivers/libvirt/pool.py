@@ -20,7 +20,7 @@ _SYSTEM_PATH = Path("/var/lib/libvirt/images")
 _SESSION_PATH = Path(".local/share/libvirt/images")
 
 # How long a refresh waits for somebody else's volume to be written; libvirt refuses it meanwhile.
-_REFRESH_PATIENCE = 20.0
+_REFRESH_PATIENCE = 5.0
 
 
 class Pool:
@@ -76,7 +76,23 @@ class Pool:
                 patience.sleep(0.1)
 
     def lookup(self, name: str) -> Any | None:
-        """The virStorageVol of that name, or None."""
+        """The virStorageVol of that name, or None.
+
+        A miss is believed only after a refresh: libvirt forgets a volume that is being made while it looks through
+        the folder on its own account, as it does after each upload, and others write to the folder behind its back.
+        Making a volume of that name again would empty it.
+        """
+        found = self._listed(name)
+        if found is None:
+            try:
+                self.refresh()
+            except Transient:  # a long copy is going on in the pool
+                if not self.connection.is_local() or (self.path() / name).exists():
+                    raise
+            found = self._listed(name)
+        return found
+
+    def _listed(self, name: str) -> Any | None:
         pool = self.handle()
         with translated(f"look for the volume {name}"):
             try:

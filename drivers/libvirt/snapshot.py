@@ -64,9 +64,6 @@ def _disk(domain: Any, disk: str) -> DiskXml:
 def _discard(pool: Pool, target: str) -> None:
     """Delete what an earlier attempt left of the target."""
     volume = pool.lookup(target)
-    if volume is None:
-        pool.refresh()
-        volume = pool.lookup(target)
     if volume is not None:
         delete_handle(volume)
 
@@ -105,8 +102,12 @@ def _export_active(pool: Pool, domain: Any, found: DiskXml, target: str, *, quie
             domain.backupBegin(_backup_xml(domain, found, path), None, 0)
         try:
             _wait(domain, ended, deadline)
+            with translated("finish a backup job"):
+                _let_go(domain, found)
         except BaseException:
             _abort(domain)
+            with suppress(libvirt.libvirtError):  # the first error is the one to tell
+                _let_go(domain, found)
             raise
 
 
@@ -136,6 +137,15 @@ def _wait(domain: Any, ended: "_Ended", deadline: Deadline) -> None:
         deadline.progress(int(stats.get("disk_processed", 0)), total)
     if not ended.success:
         raise DriverError("cannot finish the backup job", details=ended.reason)
+
+
+def _let_go(domain: Any, found: DiskXml) -> None:
+    """Wait until QEMU has closed the target.
+
+    libvirt tells of a job's end while QEMU still has the last of the target's tables in memory; reading it now gives
+    zeros. It holds the domain for as long as it closes the target, so a call that needs the domain returns after that.
+    """
+    domain.blockInfo(found.target, 0)
 
 
 class _Ended:

@@ -104,7 +104,7 @@ def create(
     handle = pool.handle()
     try:
         if base is not None and format == "raw":
-            copy(pool, require(pool, base), name, size=size, format=format, deadline=deadline)
+            _copy_whole(pool, base, name, size, deadline)
         else:
             backing = None if base is None else (path_of(pool, base), _declared_format(pool, base))
             with translated(f"create the volume {name}"):
@@ -116,6 +116,18 @@ def create(
             raise
         return _same(read(present), size=size, format=format, base=base)
     return read(require(pool, name))
+
+
+def _copy_whole(pool: Pool, base: str, name: str, size: int, deadline: Deadline) -> None:
+    made = copy(pool, require(pool, base), name, size=size, format="raw", deadline=deadline)
+    try:
+        with translated(f"make the volume {name} larger"):
+            if int(made.info()[1]) < size:  # a raw copy comes out as large as its source, whatever is asked for
+                made.resize(size)
+    except BaseException:
+        with suppress(DriverError, Conflict):  # the first error is the one to tell
+            delete_handle(made)
+        raise
 
 
 def _check_size(name: str, size: int, base: VolumeFacts) -> None:
@@ -152,9 +164,6 @@ def delete(pool: Pool, name: str) -> None:
     if not is_ours(name):
         raise Conflict(f"cannot delete the volume {name}: planvirt did not make it")
     volume = pool.lookup(name)
-    if volume is None:
-        pool.refresh()  # a process that died may have left a file that libvirt has not seen
-        volume = pool.lookup(name)
     if volume is None:
         return
     overlays = [facts.name for facts in listing(pool) if facts.base == name]
