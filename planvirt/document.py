@@ -4,6 +4,7 @@ Built from parser events, so that nesting and aliases are bounded before anythin
 `yes`, `on` and `2026-01-01` are text.
 """
 
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -235,7 +236,7 @@ def _scalar(event: Any, at: Position) -> Any:
         return text
     if not pattern.fullmatch(text):
         raise _Refused(at, f"the value does not fit its tag '{_tag_text(tag)}'")
-    return float(text) if kind == "float" else _plain(text)
+    return float(text) if kind == "float" and math.isfinite(float(text)) else _plain(text)
 
 
 def _plain(text: str) -> Any:
@@ -247,7 +248,7 @@ def _plain(text: str) -> Any:
     if _INT.fullmatch(text):
         base = {"0o": 8, "0x": 16}.get(text[:2], 10)
         return int(text, base)
-    if _FLOAT.fullmatch(text):
+    if _FLOAT.fullmatch(text) and math.isfinite(float(text)):
         return float(text)
     return text
 

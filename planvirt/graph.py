@@ -213,8 +213,8 @@ class _Draft:
         return f"/{kind}/{next(i for i, other in enumerate(entries) if other is node.operation)}"
 
     def _implicit(self, path: list[int]) -> bool:
-        operations = (self._nodes[number].operation for number in path)
-        return any(operation is not None and operation.needs is None for operation in operations)
+        operations = [self._nodes[number].operation for number in path]
+        return len(path) > 1 and any(one is not None and one.needs is None for one in operations)
 
     def _word(self, number: int) -> str:
         node = self._nodes[number]

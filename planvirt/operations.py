@@ -79,7 +79,8 @@ def _with_labels(
 ) -> tuple[str, ...]:
     wanted = {name: str(value).lower() if isinstance(value, bool) else str(value) for name, value in labels.items()}
     found = tuple(name for name, one in instances.items() if wanted.items() <= one.labels.items())
-    doubtful = names.open_groups or any("/labels" in pointer for pointer in section.problems.broken)
+    unsure = section.problems.broken | section.problems.tainted
+    doubtful = names.open_groups or any("/labels" in pointer for pointer in unsure)
     if not found and not doubtful:
         text = ", ".join(f"{name}={value}" for name, value in wanted.items())
         known = {f"{name}={value}" for one in instances.values() for name, value in one.labels.items()}

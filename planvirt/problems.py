@@ -21,7 +21,7 @@ def _closest(word: str, names: dict[str, str]) -> str:
     close = difflib.get_close_matches(word, alike, n=1, cutoff=0.65)
     swapped = [name for name in names if sorted(name) == sorted(word)]
     longer = [name for name in names if len(word) > 2 and name.startswith(word)]
-    return next((names[name] for name in (*close, *swapped, *longer)), "")
+    return next((names[name] for name in (*swapped, *close, *longer)), "")
 
 
 @dataclass(slots=True)

@@ -154,8 +154,11 @@ class Checker:
         self._key(key, "step", operations, pointer)
         if key is None:
             return
+        final = self.names.final_operations.get(key)
         if len(path) < 3 or path[2] not in STEP_KEYS:
             self.problems.add(pointer, f"step '{key}' must be followed by 'outputs'", f"write steps.{key}.outputs")
+        elif final is not None and not _comes_after(pointer, final):
+            self.problems.add(pointer, f"step '{key}' comes only after this one", "it stands under 'finally'")
 
     def _instance(self, path: tuple[str, ...], pointer: str) -> None:
         key = path[1] if len(path) > 1 else None
@@ -175,6 +178,11 @@ class Checker:
         elif len(path) > 2 and path[2] not in INSTANCES_KEYS:
             hint = did_you_mean(path[2], INSTANCES_KEYS)
             self.problems.add(pointer, f"an instance has no '{path[2]}'", hint)
+
+
+def _comes_after(pointer: str, final: str) -> bool:
+    """Whether a place belongs to a final operation after that one."""
+    return pointer.startswith("/finally/") and int(pointer.split("/")[2]) > int(final.split("/")[2])
 
 
 def _is_rest_of_dashed(reference: Reference, text: str) -> bool:

@@ -22,6 +22,9 @@ DURATION_UNITS: dict[str, Decimal] = {
     "ms": Decimal("0.001"),
 }
 
+MAX_SIZE = 2**63 - 1  # what a hypervisor can be told
+MAX_SECONDS = 3650 * 86400
+
 _NUMBER = r"[0-9]{1,15}(?:\.[0-9]{1,15})?"
 _SIZE = re.compile(rf"({_NUMBER}) ?({'|'.join(SIZE_UNITS)})")
 _DURATION_PART = re.compile(rf" ?({_NUMBER}) ?(ms|[dhms])")
@@ -43,6 +46,8 @@ def parse_size(text: str) -> int:
     value = Decimal(match[1]) * SIZE_UNITS[match[2]]
     if value != value.to_integral_value():
         raise UnitError(f"'{text}' is not a whole number of bytes")
+    if value > MAX_SIZE:
+        raise UnitError(f"'{text}' is more than any disk or memory can have")
     return int(value)
 
 
@@ -66,6 +71,8 @@ def parse_duration(text: str) -> float:
         total += Decimal(part[1]) * DURATION_UNITS[part[2]]
     if position < len(text) or last < 0 or text.startswith(" "):
         raise UnitError(f"must be a duration such as '90s' or '1h30m', not '{text}'", suggest_duration(text))
+    if total > MAX_SECONDS:
+        raise UnitError(f"'{text}' is longer than ten years")
     return float(total)
 
 

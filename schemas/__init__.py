@@ -2,13 +2,13 @@
 
 import json
 from functools import cache
-from importlib import resources
+from pathlib import Path
 from typing import Any
 
 
 def schema_text(which: str) -> str:
     """The schema of a "plan" or of the "config", as it is printed for editors."""
-    return (resources.files(__name__) / f"{which}.schema.json").read_text(encoding="utf-8")
+    return Path(__file__).with_name(f"{which}.schema.json").read_text(encoding="utf-8")
 
 
 @cache

@@ -31,7 +31,9 @@ def test_sizes(text: str, value: int) -> None:
     assert parse_size(text) == value
 
 
-@pytest.mark.parametrize("text", ["4", "4 gib", "-1 GiB", "4  GiB", "GiB", "1.5 B", "1e3 B", "4 GiB\n", "", "٤ GiB"])
+@pytest.mark.parametrize(
+    "text", ["4", "4 gib", "-1 GiB", "4  GiB", "GiB", "1.5 B", "1e3 B", "4 GiB\n", "", "٤ GiB", "9999999 TiB"]
+)
 def test_no_sizes(text: str) -> None:
     with pytest.raises(UnitError):
         parse_size(text)
@@ -45,7 +47,7 @@ def test_durations(text: str, value: float) -> None:
     assert parse_duration(text) == value
 
 
-@pytest.mark.parametrize("text", ["5", "5 min", "1m1h", "1m1m", "-5s", " 5s", "s", "", "5s ", "1h,5m"])
+@pytest.mark.parametrize("text", ["5", "5 min", "1m1h", "1m1m", "-5s", " 5s", "s", "", "5s ", "1h,5m", "4000d"])
 def test_no_durations(text: str) -> None:
     with pytest.raises(UnitError):
         parse_duration(text)
@@ -53,11 +55,11 @@ def test_no_durations(text: str) -> None:
 
 @given(st.integers(min_value=0, max_value=2**60))
 def test_a_size_is_read_as_it_is_written(value: int) -> None:
-    if value < 10**15 or value % 1024 == 0:
+    if value < 10**15:
         assert parse_size(format_size(value)) == value
 
 
-@given(st.integers(min_value=0, max_value=10**12))
+@given(st.integers(min_value=0, max_value=10**11))
 def test_a_duration_is_read_as_it_is_written(milliseconds: int) -> None:
     assert parse_duration(format_duration(milliseconds / 1000)) == pytest.approx(milliseconds / 1000)
 
