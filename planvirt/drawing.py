@@ -2,6 +2,8 @@
 
 import json
 from collections.abc import Callable
+from functools import reduce
+from operator import or_
 
 from planvirt.graph import Graph, Step
 from planvirt.plan import Deferred
@@ -68,12 +70,14 @@ def _waves(graph: Graph) -> list[list[Step]]:
 
 def _direct(graph: Graph) -> dict[str, list[str]]:
     """What each step waits for, without what those wait for themselves."""
-    before: dict[str, set[str]] = {}
+    # Sets of steps are the bits of a number: a plan may have thousands of steps that all wait for each other's group.
+    bit = {step.id: 1 << place for place, step in enumerate(graph.steps)}
+    before: dict[str, int] = {}
     direct = {}
     for step in graph.steps:
-        behind: set[str] = set().union(*(before[need] for need in step.needs))
-        direct[step.id] = [need for need in step.needs if need not in behind]
-        before[step.id] = behind.union(step.needs)
+        behind = reduce(or_, (before[need] for need in step.needs), 0)
+        direct[step.id] = [need for need in step.needs if not behind & bit[need]]
+        before[step.id] = reduce(or_, (bit[need] for need in direct[step.id]), behind)
     return direct
 
 

@@ -7,7 +7,7 @@ imported when the first expression is met.
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 from planvirt.errors import PlanvirtError
@@ -68,7 +68,7 @@ def is_template(value: object) -> bool:
     return isinstance(value, str) and ("{{" in value or "{%" in value or "{#" in value)
 
 
-@cache
+@lru_cache(maxsize=4096)
 def read_template(text: str) -> Template:
     """Read a scalar and the names it refers to; raises ExpressionError when it is malformed or not allowed."""
     import jinja2
@@ -142,7 +142,7 @@ def _whole(tree: "nodes.Template") -> bool:
     return len(parts) == 1 and not isinstance(parts[0], nodes.TemplateData)
 
 
-@cache
+@lru_cache(maxsize=4096)
 def _compiled(text: str, whole: bool) -> Any:
     environment = _environment()
     if not whole:

@@ -116,6 +116,23 @@ def test_wrong_inputs(given_inputs: dict[str, object], expected: list[str], tmp_
     assert messages(write(tmp_path, INPUTS), tmp_path, **given_inputs) == expected
 
 
+def test_what_depends_on_an_input_that_is_not_given_is_not_judged(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        """\
+inputs: {tier: {type: string}, n: {type: integer}}
+instances:
+  web: {memory: 1 GiB, count: "{{ inputs.n }}", labels: {tier: "{{ inputs.tier }}"}, host: "{{ inputs.tier }}"}
+  db: {memory: "{{ inputs.tier }}", image: "{{ inputs.tier }}"}
+operations:
+  - {action: stop, instances: {labels: {tier: web}}, with: {grace: "{{ inputs.tier }}"}}
+  - {action: reboot, instances: [web-3], when: "{{ inputs.tier }}", parallel: "{{ inputs.tier }}"}
+""",
+    )
+    assert check_plan(path, plan_config(tmp_path)) == ()
+    assert check_plan(path, plan_config(tmp_path), {"tier": "x"})
+
+
 def test_right_inputs(tmp_path: Path) -> None:
     path = write(tmp_path, INPUTS)
     given_inputs = {"n": "3", "ratio": "2", "flag": "true", "text": "12"}
