@@ -6,7 +6,7 @@ import json
 import secrets
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,8 +24,12 @@ from planvirt.errors import Conflict
 # A guest that powers off differs from a QEMU that crashed, which an exit through a debug port does not.
 _POWER_OFF = bytes.fromhex("ba0406 b80020 ef f4 ebfd")
 BOOT_SECTOR = _POWER_OFF + bytes(510 - len(_POWER_OFF)) + bytes.fromhex("55aa")
+_DISK_SIZE = 1024 * 1024  # SeaBIOS cannot read a disk of one sector
 
 _LIMIT = 2.0  # seconds; where KVM works the guest is done in a few tenths of one
+
+# Whoever mends these wants to have it tried again; the answer is not remembered.
+_MENDABLE = ("ermission denied", "No such file", "No space left")
 
 Answer = Literal["kvm", "tcg"]
 
@@ -41,9 +45,12 @@ def prove(pool: Pool, memory: Path) -> Answer:
     known = _recall(memory)
     if known.get("host") == key:
         return "kvm" if known.get("accel") == "kvm" else "tcg"
-    answer = _try(pool)
-    if answer is None:  # it did not even start, and failed at once: whoever mends that wants it tried again
-        return "tcg"
+    try:
+        answer: Answer = "kvm" if powers_off(pool, "kvm") else "tcg"
+    except (DriverError, Conflict) as error:
+        if any(words in error.details for words in _MENDABLE):
+            return "tcg"
+        answer = "tcg"  # QEMU came down on its first steps
     _remember(memory, {"host": key, "accel": answer})
     return answer
 
@@ -79,21 +86,10 @@ def _remember(memory: Path, answer: dict[str, str]) -> None:
     temporary.replace(memory)
 
 
-def _try(pool: Pool) -> Answer | None:
-    """Run the boot sector. None when no guest could be started at all."""
-    name = f"planvirt-probe.{secrets.token_hex(6)}"
-    try:
-        with _boot_disk(pool, name) as path:
-            xml = TEMPLATES.get_template("probe.xml.j2").render(name=name, path=path)
-            return "kvm" if _powers_off(pool, name, xml) else "tcg"
-    except (DriverError, Conflict):
-        return None
-
-
 @contextmanager
 def _boot_disk(pool: Pool, name: str) -> Iterator[str]:
     with translated("make the disk of the KVM probe"):
-        volume = pool.handle().createXML(volume_xml(name, len(BOOT_SECTOR), "raw"), 0)
+        volume = pool.handle().createXML(volume_xml(name, _DISK_SIZE, "raw"), 0)
         try:
             with writing(pool.connection.get(), volume, len(BOOT_SECTOR)) as writer:
                 writer.write(BOOT_SECTOR)
@@ -102,15 +98,25 @@ def _boot_disk(pool: Pool, name: str) -> Iterator[str]:
             volume.delete(0)
 
 
-def _powers_off(pool: Pool, name: str, xml: str) -> bool:
-    """Whether the guest switches itself off in time. It is gone afterwards, even if this process is killed."""
+def powers_off(pool: Pool, type: Literal["kvm", "qemu"]) -> bool:
+    """Whether a guest of that type runs the boot sector in time. It is gone afterwards, even if we are killed."""
+    name = f"planvirt-probe.{secrets.token_hex(6)}"
+    with _boot_disk(pool, name) as path:
+        xml = TEMPLATES.get_template("probe.xml.j2").render(name=name, path=path, type=type)
+        return _switches_off(pool, name, xml)
+
+
+def _switches_off(pool: Pool, name: str, xml: str) -> bool:
     conn = pool.connection.get()
     ended = threading.Event()
-    details: list[int] = []
+    switched_off = threading.Event()
 
-    def on_lifecycle(_conn: Any, domain: Any, event: int, detail: int, _opaque: object) -> None:
-        if domain.name() == name and event == libvirt.VIR_DOMAIN_EVENT_STOPPED:
-            details.append(detail)
+    def on_lifecycle(_conn: Any, domain: Any, event: int, _detail: int, _opaque: object) -> None:
+        if domain.name() != name:
+            return
+        if event == libvirt.VIR_DOMAIN_EVENT_SHUTDOWN:  # the guest did it; a QEMU that crashes says nothing
+            switched_off.set()
+        if event in {libvirt.VIR_DOMAIN_EVENT_SHUTDOWN, libvirt.VIR_DOMAIN_EVENT_STOPPED}:
             ended.set()
 
     with translated("run the KVM probe"):
@@ -118,8 +124,8 @@ def _powers_off(pool: Pool, name: str, xml: str) -> bool:
         try:
             domain = conn.createXML(xml, libvirt.VIR_DOMAIN_START_AUTODESTROY)
             ended.wait(_LIMIT)
-            if not details:
+            with suppress(libvirt.libvirtError):  # it is on its way out by itself
                 domain.destroy()
         finally:
             conn.domainEventDeregisterAny(number)
-    return details[:1] == [libvirt.VIR_DOMAIN_EVENT_STOPPED_SHUTDOWN]
+    return switched_off.is_set()

@@ -78,9 +78,15 @@ def _disks(domain: Domain, paths: Mapping[str, str]) -> list[DiskXml]:
         prefix = _DEVICE_PREFIX.get(disk.bus, "vd")
         letter = used.get(prefix, 0)
         used[prefix] = letter + 1
-        target = f"{prefix}{chr(ord('a') + letter)}"
+        target = prefix + _letters(letter)
         disks.append(DiskXml(path=paths[disk.volume], format=disk.format, bus=disk.bus, target=target))
     return disks
+
+
+def _letters(index: int) -> str:
+    """a, b, …, z, aa, ab, … as Linux names its disks."""
+    before, last = divmod(index, 26)
+    return (_letters(before - 1) if before else "") + chr(ord("a") + last)
 
 
 def _nics(domain: Domain) -> list[NicXml]:

@@ -132,6 +132,7 @@ class LibvirtCompute:
 
     def delete_volume(self, name: str) -> None:
         """Delete a volume of ours."""
+        snapshot.abort_writing(self._pool, name)
         volumes.delete(self._pool, name)
 
     def open_volume(self, name: str) -> AbstractContextManager[BinaryIO]:

@@ -8,7 +8,7 @@ to the same places, so it does not matter which of them ends first, and what a k
 import hashlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -32,6 +32,11 @@ _WAIT_FOR_OTHER = 0.5
 def complete(pool: Pool, name: str) -> Any | None:
     """The cached volume of that name, if all of it is there."""
     return pool.lookup(name) if pool.lookup(name + _COMPLETE) is not None else None
+
+
+def is_whole(name: str, names: Container[str]) -> bool:
+    """Whether a volume of a pool with such names has all its content, as far as names can tell."""
+    return not is_cached(name) or name + _COMPLETE in names
 
 
 def bring(pool: Pool, path: Path, name: str, sha256: str, deadline: Deadline) -> Any:
@@ -147,7 +152,7 @@ def _sweep(pool: Pool) -> None:
     with translated(f"list the volumes of the pool {pool.name}"):
         names = {str(name) for name in handle.listVolumes()}
     for name in names:
-        if is_cached(name) and name + _COMPLETE not in names and _age(pool, name) > _STALE_SECONDS:
+        if not is_whole(name, names) and _age(pool, name) > _STALE_SECONDS:
             try:
                 forget(pool, name)
             except Transient:

@@ -78,9 +78,8 @@ class Pool:
     def lookup(self, name: str) -> Any | None:
         """The virStorageVol of that name, or None.
 
-        A miss is believed only after a refresh: libvirt forgets a volume that is being made while it looks through
-        the folder on its own account, as it does after each upload, and others write to the folder behind its back.
-        Making a volume of that name again would empty it.
+        A miss is believed only after a refresh: a backup job that nobody waited for has put its file into the folder
+        without libvirt's storage knowing, and making a volume of that name would overwrite it.
         """
         found = self._listed(name)
         if found is None:

@@ -184,6 +184,20 @@ def abort_leftover(domain: Any) -> None:
         _abort(domain)
 
 
+def abort_writing(pool: Pool, target: str) -> None:
+    """End the backup job, if there is one, that a dead process left writing into the volume `target`."""
+    marked = read_volume_name(target)
+    domain = instances.find(pool.connection, marked[0].instance) if marked else None
+    if domain is None or not _has_backup_job(domain):
+        return
+    try:
+        writing_it = target in domain.backupGetXMLDesc(0)
+    except libvirt.libvirtError:  # it ended just now
+        return
+    if writing_it:
+        _abort(domain)
+
+
 def _has_backup_job(domain: Any) -> bool:
     with translated("look for a job"):
         if not domain.isActive():

@@ -31,7 +31,9 @@ def listing(pool: Pool) -> Sequence[VolumeFacts]:
         pool.refresh()
     handle = pool.handle()
     with translated(f"list the volumes of the pool {pool.name}"):
-        volumes = [volume for volume in handle.listAllVolumes() if is_ours(volume.name())]
+        by_name = {str(volume.name()): volume for volume in handle.listAllVolumes()}
+    # A cached image that is not complete is nobody's to use; the next import of it goes on with it or sweeps it away.
+    volumes = [v for name, v in by_name.items() if is_ours(name) and images.is_whole(name, by_name)]
     found = [facts for volume in volumes if (facts := _read(volume)) is not None]
     return sorted(found, key=lambda facts: facts.name)
 
