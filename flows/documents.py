@@ -1,16 +1,17 @@
 """What commands report, as plain data with stable keys: the JSON that `--output json` prints."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from drivers.compute import InstanceFacts
-from drivers.image_store import StoredImage
-from flows.preview import Preview
-from planvirt.errors import Problem
-from planvirt.journal.records import RunRecord, StepRecord
+if TYPE_CHECKING:  # `validate` must not pay for what it does not use
+    from drivers.compute import InstanceFacts
+    from drivers.image_store import StoredImage
+    from flows.preview import Preview
+    from planvirt.errors import Problem
+    from planvirt.journal.records import RunRecord, StepRecord
 
 
-def validation(results: Mapping[str, Sequence[Problem]]) -> dict[str, Any]:
+def validation(results: "Mapping[str, Sequence[Problem]]") -> dict[str, Any]:
     """The document of `validate`: every file with its problems."""
     plans = [
         {"path": path, "ok": not problems, "problems": [problem.as_dict() for problem in problems]}
@@ -19,7 +20,7 @@ def validation(results: Mapping[str, Sequence[Problem]]) -> dict[str, Any]:
     return {"ok": all(plan["ok"] for plan in plans), "plans": plans}
 
 
-def preview(found: Preview) -> dict[str, Any]:
+def preview(found: "Preview") -> dict[str, Any]:
     """The document of `preview`."""
     return {
         "plan": found.plan,
@@ -40,17 +41,17 @@ def preview(found: Preview) -> dict[str, Any]:
     }
 
 
-def run(record: RunRecord, steps: Iterable[StepRecord], leftovers: Sequence[str]) -> dict[str, Any]:
+def run(record: "RunRecord", steps: "Iterable[StepRecord]", leftovers: Sequence[str]) -> dict[str, Any]:
     """The document of `run` and `show`."""
     return {"run": _run(record) | {"leftovers": list(leftovers), "steps": [_step(step) for step in steps]}}
 
 
-def runs(records: Iterable[RunRecord]) -> dict[str, Any]:
+def runs(records: "Iterable[RunRecord]") -> dict[str, Any]:
     """The document of `runs`."""
     return {"runs": [_run(record) for record in records]}
 
 
-def instances(found: Iterable[InstanceFacts]) -> dict[str, Any]:
+def instances(found: "Iterable[InstanceFacts]") -> dict[str, Any]:
     """The document of `instances`."""
     return {
         "instances": [
@@ -70,7 +71,7 @@ def instances(found: Iterable[InstanceFacts]) -> dict[str, Any]:
     }
 
 
-def images(found: Iterable[StoredImage]) -> dict[str, Any]:
+def images(found: "Iterable[StoredImage]") -> dict[str, Any]:
     """The document of `image list`."""
     return {
         "images": [
@@ -88,7 +89,7 @@ def images(found: Iterable[StoredImage]) -> dict[str, Any]:
     }
 
 
-def _run(record: RunRecord) -> dict[str, Any]:
+def _run(record: "RunRecord") -> dict[str, Any]:
     return {
         "id": record.id,
         "kind": record.kind,
@@ -103,7 +104,7 @@ def _run(record: RunRecord) -> dict[str, Any]:
     }
 
 
-def _step(step: StepRecord) -> dict[str, Any]:
+def _step(step: "StepRecord") -> dict[str, Any]:
     return {
         "id": step.id,
         "action": step.action,

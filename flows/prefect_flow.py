@@ -5,10 +5,11 @@ import queue
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from httpx import HTTPError
 from prefect import Flow, Task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State as PrefectState
-from prefect.exceptions import MissingContextError
+from prefect.exceptions import MissingContextError, PrefectException
 from prefect.futures import PrefectFuture
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
@@ -109,8 +110,17 @@ def run_as_flow(
     )
     from prefect import tags as tagged
 
-    with tagged(*tags):
-        ended = flow(**parameters, return_state=True)
+    try:
+        with tagged(*tags):
+            ended = flow(**parameters, return_state=True)
+    except (PrefectException, HTTPError) as error:
+        if outcome:
+            return outcome[0]  # the run had ended; only Prefect does not know
+        raise PlanvirtError(
+            "cannot go on: the Prefect server failed",
+            details=f"{type(error).__name__}: {error}",
+            resolution="see whether it answers with 'planvirt doctor'; 'planvirt show last' tells how far the run came",
+        ) from error
     if not outcome:
         raise PlanvirtError(
             "cannot run the flow: Prefect refused it",

@@ -138,6 +138,7 @@ def _foreseen(plan: str, steps: Sequence[Step], facts: Facts) -> list[str]:
         for name, found in facts.instances.items()
     }
     conflicts: list[str] = []
+    terminated: set[str] = set()
     for step in steps:
         name = step.instance.name
         verb = verb_for(step.action, step.arguments)
@@ -148,6 +149,11 @@ def _foreseen(plan: str, steps: Sequence[Step], facts: Facts) -> list[str]:
             conflicts.append(f"{step.id}: host {step.instance.host} {lack}")
         if step.action == "launch" and facts.instances.get(name) is not None and State.ABSENT in states[name]:
             conflicts.append(f"{step.id}: host {step.instance.host} has an instance of that name from elsewhere")
+        if step.action == "launch" and name in terminated:
+            # What is set aside keeps its UUID until the run commits, and two machines cannot share one.
+            conflicts.append(f"{step.id}: {name} is terminated earlier in this run; launch it in a run of its own")
+        if step.action == "terminate":
+            terminated.add(name)
         if step.action == "terminate" and step.instance.protect:
             conflicts.append(f"{step.id}: {name} is protected")
         before = states[name]

@@ -3,10 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from planvirt.graph import Step
-
 from flows.context import RunContext
 from planvirt.expressions import render_deferred
+from planvirt.graph import Step
 from planvirt.journal.transitions import StepState
 from planvirt.plan import Deferred
 
@@ -51,7 +50,7 @@ def _about(step: Step) -> dict[str, Any]:
 
 
 def _outputs(context: RunContext) -> dict[str, Any]:
-    """The outputs of finished operations: by themselves for one instance, by instance name for several."""
+    """The outputs of finished operations by instance name; those of a single instance also by themselves."""
     by_operation: dict[str, dict[str, Any]] = {}
     for record in context.journal.steps(context.run.id):
         if record.operation is not None:
@@ -60,10 +59,13 @@ def _outputs(context: RunContext) -> dict[str, Any]:
                 known[record.instance] = dict(record.outputs)
             else:
                 known.setdefault(record.instance, {})
-    return {
-        operation: {"outputs": next(iter(outputs.values())) if len(outputs) == 1 else outputs}
-        for operation, outputs in by_operation.items()
-    }
+    return {operation: {"outputs": _by_either_name(outputs)} for operation, outputs in by_operation.items()}
+
+
+def _by_either_name(outputs: dict[str, Any]) -> dict[str, Any]:
+    """A plan with `count` must not break when the count becomes one."""
+    alone = next(iter(outputs.values())) if len(outputs) == 1 else {}
+    return {**alone, **outputs}
 
 
 def _instances(context: RunContext, used: set[str]) -> dict[str, Any]:

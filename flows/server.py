@@ -62,6 +62,17 @@ def answers(url: str, seconds: float = 2.0) -> bool:
         return False
 
 
+def reachable(url: str) -> bool:
+    """Whether anything answers at the address of an API, if only to say that it wants to know who asks."""
+    try:
+        with urllib.request.urlopen(f"{url}/health", timeout=10.0):  # noqa: S310 - the operator's own URL
+            return True
+    except urllib.error.HTTPError:
+        return True
+    except (OSError, ValueError):
+        return False
+
+
 def local_server(home: Path) -> LocalServer | None:
     """The server that planvirt started here before, if it still answers."""
     try:

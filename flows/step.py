@@ -4,14 +4,14 @@ import random
 from collections.abc import Mapping
 from typing import Any
 
-from planvirt.graph import Step
-
 from drivers.errors import DriverError, Transient
 from flows.actions import ACTIONS
 from flows.context import RunContext
 from flows.executor import Work
 from flows.scope import evaluate, scope_for
+from planvirt.arguments import checked_arguments
 from planvirt.errors import Conflict, PlanvirtError
+from planvirt.graph import Step
 from planvirt.journal.records import StepRecord
 from planvirt.journal.transitions import StepState
 from planvirt.states import State
@@ -47,7 +47,7 @@ def _attempt(context: RunContext, step: Step, number: int, delays: list[float]) 
             context.journal.move_step(context.run.id, step.id, StepState.SKIPPED, "its condition is false")
             context.tell("skipped", step, "its condition is false")
             return
-        arguments = evaluate(_arguments(step), scope)
+        arguments = checked_arguments(step.action, evaluate(_arguments(step), scope))
     except PlanvirtError as error:
         context.journal.move_step(context.run.id, step.id, StepState.DOING, "evaluating")
         _failed(context, step, error)

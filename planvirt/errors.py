@@ -86,7 +86,9 @@ class InvalidPlan(PlanvirtError):
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         super().__init__(
             f"cannot use {path}: {count}",
-            details="\n".join(f"{path}:{p.line}:{p.column}: {p.message}" for p in problems),
+            details="\n".join(
+                f"{path}:{p.line}:{p.column}: {p.message}" + (f" ({p.hint})" if p.hint else "") for p in problems
+            ),
             resolution=f"mend the file, then check it with 'planvirt validate {path}'",
         )
         self.path = path

@@ -6,11 +6,12 @@ from typing import Any, Literal, cast
 from drivers.errors import DriverError
 from flows.actions.action import Action, Finding, nothing_to_undo
 from flows.call import Call
-from planvirt.deadline import DeadlinePassed
+from planvirt.deadline import Deadline, DeadlinePassed
 from planvirt.states import State
 
 _OFF = frozenset({State.STOPPED})
-_GRACE = 60.0
+_GRACE = 60.0  # seconds
+_ASK_EVERY = 10.0
 
 
 class GuestIgnoredShutdown(DriverError):
@@ -44,9 +45,7 @@ def do_stop(call: Call) -> Mapping[str, Any]:
         return {"forced": False}
     grace = float(call.arguments.get("grace", _GRACE))
     try:
-        limited = call.within(grace)
-        call.compute.request_shutdown(call.instance)
-        call.compute.wait_state(call.instance, _OFF, limited.deadline)
+        _shut_down(call, call.within(grace).deadline)
     except DeadlinePassed as error:
         call.deadline.check()
         if not call.arguments.get("force", False):
@@ -59,6 +58,18 @@ def do_stop(call: Call) -> Mapping[str, Any]:
     call.phase("power off")
     call.compute.power_off(call.instance)
     return {"forced": True}
+
+
+def _shut_down(call: Call, deadline: Deadline) -> None:
+    """Ask until the guest is off: one that is still booting does not hear the first time."""
+    while True:
+        call.compute.request_shutdown(call.instance)
+        try:
+            call.compute.wait_state(call.instance, _OFF, deadline.within(_ASK_EVERY))
+        except DeadlinePassed:
+            deadline.check()
+        else:
+            return
 
 
 def undo_stop(call: Call) -> None:

@@ -101,7 +101,7 @@ def _store(world: "World", name: str) -> str:
 def _prefect(config: Config) -> Finding:
     from importlib.metadata import version
 
-    from flows.server import answers, configured_url, local_server
+    from flows.server import configured_url, local_server, reachable
 
     found = f"version {version('prefect')}"
     url = configured_url(os.environ)
@@ -109,7 +109,7 @@ def _prefect(config: Config) -> Finding:
         server = local_server(config.home)
         where = f"local server at {server.ui}" if server else "no server yet: 'planvirt run' starts one and keeps it"
         return Finding("prefect", True, f"{found}, {where}")
-    if answers(url):
+    if reachable(url):
         return Finding("prefect", True, f"{found}, server at {url}")
     return Finding(
         "prefect",

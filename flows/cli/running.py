@@ -12,7 +12,14 @@ from flows.cli.common import print_json
 from flows.cli.show import print_run
 from flows.progress import Lines, LiveTable, shown
 from flows.run import EXITS, Result
-from flows.server import configured_url, ensure_server, local_server, server_environment
+from flows.server import (
+    ServerError,
+    configured_url,
+    ensure_server,
+    local_server,
+    reachable,
+    server_environment,
+)
 from planvirt.config import Config
 from planvirt.journal.journal import Journal
 
@@ -28,6 +35,12 @@ def connected(config: Config, environ: MutableMapping[str, str]) -> Iterator[str
         server, _ = ensure_server(config.home)
         environ.update(server_environment(config.home))
         url = environ["PREFECT_API_URL"] = server.url
+    elif not reachable(url):
+        raise ServerError(
+            f"cannot reach the Prefect API at {url}",
+            details="nothing answers there",
+            resolution="start that server, or unset PREFECT_API_URL to let planvirt start one of its own",
+        )
     yield url.removesuffix("/api")
 
 

@@ -1,0 +1,282 @@
+"""Whole runs on real virtual machines: QEMU under libvirt, a real Prefect server, a folder of images."""
+
+import hashlib
+import os
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.drivers.libvirt_host import Guest, QemuHost, build_guest, qemu_host
+from tests.flows.workshop import Workshop, interrupt, until
+
+pytestmark = pytest.mark.real
+
+
+@dataclass
+class Lab:
+    """A workshop with a real hypervisor. Names of machines begin with a word of the test's own."""
+
+    shop: Workshop
+    host: QemuHost
+    guest: Guest
+    word: str
+
+    def plan(self, name: str, text: str) -> str:
+        """Write a plan. `{boot:ARGUMENTS}` becomes a direct boot of the tiny guest, `{word}` the test's word."""
+        boot = (
+            f"boot: {{kernel: {self.guest.kernel}, initrd: {self.guest.initrd}, "
+            'cmdline: "console=ttyS0 quiet planvirt.name=guest ARGUMENTS"}'
+        )
+        lines = []
+        for line in text.replace("{word}", self.word).splitlines():
+            head, found, tail = line.partition("{boot:")
+            lines.append(head + boot.replace("ARGUMENTS", tail.partition("}")[0]) if found else line)
+        header = f"planvirt: 1\nname: {self.word}-{name}\n"
+        images = f"images:\n  tiny: {{source: {self.guest.folder}/disk.qcow2}}\n"
+        self.shop.write(f"{name}.yaml", header + images + "\n".join(lines) + "\n")
+        return f"{name}.yaml"
+
+    def domains(self) -> set[str]:
+        with self.host.door() as connection:
+            return {name for domain in connection.listAllDomains() if (name := domain.name()).startswith(self.word)}
+
+    def volumes(self) -> set[str]:
+        """Files in the pool, cached images and kernels aside."""
+        return {name for name in self.host.files() if not name.startswith("planvirt-")}
+
+
+@pytest.fixture(scope="module")
+def guest(tmp_path_factory: pytest.TempPathFactory) -> Guest:
+    return build_guest(tmp_path_factory.mktemp("guest") / "guest")
+
+
+@pytest.fixture
+def lab(tmp_path: Path, prefect_url: str, guest: Guest) -> Iterator[Lab]:
+    with qemu_host() as host:
+        shop = Workshop(tmp_path / "workshop", {"PREFECT_API_URL": prefect_url})
+        shop.write(
+            "planvirt.toml",
+            f'[hosts.local]\nuri = "qemu:///system"\naccel = "tcg"\npool = "{host.pool}"\npool_path = "{host.folder}"\n'
+            f'[stores.local]\npath = "store"\n[plans]\nallow_paths = ["{guest.folder}"]\n',
+        )
+        word = f"t{os.getpid()}"
+        lab = Lab(shop, host, guest, word)
+        yield lab
+        for path in sorted(shop.folder.glob("*.yaml")):
+            shop.planvirt("destroy", path.name, "--yes")
+        with host.door() as connection:
+            for name in lab.domains():
+                domain = connection.lookupByName(name)
+                if domain.isActive():
+                    domain.destroy()
+                domain.undefine()
+
+
+SMALL = "memory: 192 MiB, disks: [64 MiB]"
+PAIR = """\
+instances:
+  {word}-one:
+    image: tiny
+    memory: 192 MiB
+    disks: [64 MiB]
+    ready: {console: planvirt guest up, within: 90s}
+    {boot:planvirt.write=hello}
+"""
+
+
+def test_a_running_machine_becomes_an_image_and_another_machine_is_born_from_it(lab: Lab) -> None:
+    plan = lab.plan(
+        "clone",
+        PAIR
+        + """\
+  {word}-two:
+    image: "{{ steps.keep.outputs.image }}"
+    memory: 192 MiB
+    disks: [64 MiB]
+    {boot:}
+operations:
+  - id: written
+    action: wait
+    instances: [{word}-one]
+    with: {console: "disk written: hello"}
+  - id: keep
+    action: snapshot
+    instances: [{word}-one]
+    with: {upload: {store: local, name: kept}}
+  - id: born
+    action: launch
+    instances: [{word}-two]
+  - id: inherited
+    action: wait
+    instances: [{word}-two]
+    with: {console: "disk says: hello"}
+    timeout: 60s
+""",
+    )
+    ended = lab.shop.run(plan)
+    assert ended.code == 0, ended
+    (image,) = lab.shop.images()
+    blob = next(path for path in (lab.shop.folder / "store").rglob("*") if path.name == image["checksum"][7:])
+    assert hashlib.sha256(blob.read_bytes()).hexdigest() == image["checksum"].removeprefix("sha256:")
+    assert blob.stat().st_size == image["size"]
+    base = next(
+        name for name in lab.host.files() if name.startswith("planvirt-image.") and image["checksum"][7:] not in name
+    )
+    assert hashlib.sha256((lab.host.folder / base).read_bytes()).hexdigest() == base.split(".")[1]
+    with lab.host.door() as connection:
+        described = connection.lookupByName(f"{lab.word}-one").XMLDesc()
+    run = ended.document["run"]["id"]
+    for mark in (f"{lab.word}-clone", f"{lab.word}-one", run):
+        assert mark in described
+    assert not [name for name in lab.volumes() if "snapshot" in name]
+    assert lab.shop.planvirt("destroy", plan, "--yes").code == 0
+    assert lab.domains() == set()
+    assert lab.volumes() == set()
+
+
+def test_a_failing_last_step_leaves_nothing(lab: Lab) -> None:
+    plan = lab.plan(
+        "doomed",
+        PAIR
+        + """\
+operations:
+  - {id: keep, action: snapshot, instances: [{word}-one], with: {upload: {store: local, name: doomed}}}
+  - {id: never, action: wait, instances: [{word}-one], with: {console: this never comes}, timeout: 2s}
+""",
+    )
+    ended = lab.shop.run(plan)
+    assert ended.code == 1, ended
+    assert ended.document["run"]["state"] == "rolled_back"
+    assert "this never comes" in ended.document["run"]["error"]["details"]
+    assert lab.domains() == set()
+    assert lab.volumes() == set()
+    assert lab.shop.images() == []
+
+
+def test_ctrl_c_during_a_launch_leaves_nothing(lab: Lab) -> None:
+    process = lab.shop.begin("run", lab.plan("cut", PAIR), "--yes", "--output", "json")
+    until(lambda: bool(lab.domains()), 60)
+    interrupt(process)
+    ended = lab.shop.finish(process)
+    assert ended.code == 1, ended
+    assert lab.domains() == set()
+    assert lab.volumes() == set()
+
+
+def test_a_foreign_machine_of_the_same_name_is_refused_and_left_alone(lab: Lab) -> None:
+    with lab.host.door() as connection:
+        connection.defineXML(
+            f"<domain type='qemu'><name>{lab.word}-one</name><memory>65536</memory><os><type>hvm</type></os></domain>"
+        )
+        before = connection.lookupByName(f"{lab.word}-one").XMLDesc()
+        ended = lab.shop.planvirt("run", lab.plan("clash", PAIR), "--yes")
+        assert ended.code == 6, ended
+        assert "which planvirt did not make" in ended.err
+        assert lab.shop.planvirt("destroy", "clash.yaml", "--yes").code == 0
+        assert connection.lookupByName(f"{lab.word}-one").XMLDesc() == before
+    assert lab.volumes() == set()
+
+
+def test_an_image_that_is_not_what_the_plan_says_never_reaches_the_hypervisor(lab: Lab) -> None:
+    plan = lab.plan("false", PAIR)
+    text = (lab.shop.folder / plan).read_text()
+    lab.shop.write(plan, text.replace("disk.qcow2}", f"disk.qcow2, checksum: 'sha256:{'0' * 64}'}}"))
+    ended = lab.shop.run(plan)
+    assert ended.code == 1, ended
+    assert "checksum" in ended.document["run"]["error"]["brief"]
+    assert lab.domains() == set()
+    assert not [name for name in lab.host.files() if name.startswith("planvirt-image.")]
+
+
+def test_a_missing_image_is_told_at_its_line(lab: Lab) -> None:
+    plan = lab.plan("gone", PAIR)
+    lab.shop.write(plan, (lab.shop.folder / plan).read_text().replace("disk.qcow2", "no.qcow2"))
+    ended = lab.shop.planvirt("run", plan, "--yes")
+    assert ended.code == 2
+    assert f"{plan}:4:" in ended.err
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small file system")
+def test_a_store_without_space_undoes_the_run(lab: Lab) -> None:
+    store = lab.shop.folder / "store"
+    store.mkdir()
+    subprocess.run(["/bin/mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(store)], check=True)
+    try:
+        plan = lab.plan(
+            "full",
+            PAIR.replace("planvirt.write=hello", "planvirt.fill=4")
+            + """\
+operations:
+  - {id: filled, action: wait, instances: [{word}-one], with: {console: "disk filled: 4 MiB"}, timeout: 60s}
+  - {id: keep, action: snapshot, instances: [{word}-one], with: {upload: {store: local, name: full}}}
+""",
+        )
+        ended = lab.shop.run(plan)
+        assert ended.code == 1, ended
+        assert "space" in str(ended.document["run"]["error"])
+        assert lab.domains() == set()
+        assert lab.volumes() == set()
+        assert lab.shop.images() == []
+        assert not [path for path in store.rglob("*") if path.is_file() and path.stat().st_size > 4096]
+    finally:
+        subprocess.run(["/bin/umount", str(store)], check=True)
+
+
+def test_power_verbs(lab: Lab) -> None:
+    plan = lab.plan(
+        "power",
+        PAIR
+        + """\
+operations:
+  - {action: reboot, instances: [{word}-one], with: {kind: soft}, timeout: 60s}
+  - {action: wait, instances: [{word}-one], with: {console: planvirt guest up}, timeout: 60s}
+  - {action: stop, instances: [{word}-one], with: {grace: 30s}}
+  - {action: start, instances: [{word}-one]}
+  - {action: reboot, instances: [{word}-one], with: {kind: hard}, timeout: 60s}
+  - {action: stop, instances: [{word}-one], with: {grace: 1s, force: true}}
+""",
+    )
+    ended = lab.shop.run(plan)
+    assert ended.code == 0, ended
+    forced = [step["outputs"]["forced"] for step in ended.document["run"]["steps"] if step["action"] == "stop"]
+    assert forced[0] is False
+    (found,) = [
+        item
+        for item in lab.shop.planvirt("instances", "--output", "json").document["instances"]
+        if item["name"] == f"{lab.word}-one"
+    ]
+    assert found["state"] == "stopped"
+
+
+def test_a_guest_that_ignores_its_button_fails_the_stop_unless_force_is_allowed(lab: Lab) -> None:
+    plan = lab.plan(
+        "deaf",
+        PAIR.replace("planvirt.write=hello", "planvirt.ignore-acpi")
+        + "operations:\n  - {action: stop, instances: [{word}-one], with: {grace: 3s}}\n",
+    )
+    ended = lab.shop.run(plan)
+    assert ended.code == 1, ended
+    assert "did not shut down within 3 s" in ended.document["run"]["error"]["brief"]
+    assert lab.domains() == set()
+    lab.shop.write(plan, (lab.shop.folder / plan).read_text().replace("grace: 3s", "grace: 3s, force: true"))
+    assert lab.shop.run(plan).code == 0
+
+
+def test_waiting_for_an_address_and_a_port(lab: Lab) -> None:
+    with lab.host.door() as connection:
+        if "default" not in connection.listNetworks():
+            pytest.skip("libvirt's network 'default' is not active on this machine")
+    plan = lab.plan(
+        "net",
+        PAIR.replace("console: planvirt guest up, within: 90s", "port: 8080, within: 90s").replace(
+            "    image: tiny\n", "    image: tiny\n    networks: [default]\n"
+        )
+        + "operations:\n  - {id: up, action: wait, instances: [{word}-one], with: {address: true, port: 8080}}\n",
+    )
+    ended = lab.shop.run(plan)
+    assert ended.code == 0, ended
+    (address,) = ended.document["run"]["steps"][0]["outputs"]["addresses"]
+    assert address.count(".") == 3
