@@ -56,7 +56,7 @@ class Connection:
     def get(self) -> Any:
         """The live virConnect. Raises HostUnreachable."""
         with self._lock:
-            if self._open is not None and self._pid == os.getpid() and self._open.isAlive():
+            if self._open is not None and self._pid == os.getpid() and _lives(self._open):
                 return self._open
             _EVENTS.ensure()
             self._drop()
@@ -81,6 +81,13 @@ class Connection:
     def is_local(self) -> bool:
         """Whether the daemon is on this machine. A tunnelled socket would lie; who uses a path must verify it."""
         return not urlsplit(str(self.get().getURI())).hostname
+
+
+def _lives(conn: Any) -> bool:
+    try:
+        return bool(conn.isAlive())
+    except libvirt.libvirtError:
+        return False
 
 
 def _open(uri: str) -> Any:

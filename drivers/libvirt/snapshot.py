@@ -45,7 +45,9 @@ def export(pool: Pool, name: str, disk: str, target: str, *, quiesce: bool, dead
         else:
             _export_stopped(pool, found, disk, target, deadline)
         pool.refresh()
-        return read(require(pool, target))
+        made = read(require(pool, target))
+        deadline.progress(made.capacity, made.capacity)
+        return made
     except BaseException:
         _discard_quietly(pool, target)
         raise
@@ -89,7 +91,6 @@ def _export_stopped(pool: Pool, found: DiskXml, disk: str, target: str, deadline
             resolution="take the snapshot while the instance is running",
         )
     copy(pool, source, target, size=facts.capacity, format="qcow2", deadline=deadline)
-    deadline.progress(facts.capacity, facts.capacity)
 
 
 # Running or paused

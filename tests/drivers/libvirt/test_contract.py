@@ -12,7 +12,7 @@ pytestmark = pytest.mark.real
 
 
 @pytest.fixture
-def host(request: pytest.FixtureRequest, guest: Guest) -> Iterator[Host]:
+def host(guest: Guest) -> Iterator[Host]:  # type: ignore[no-redef] # takes the place of the imported fixture
     with qemu_host() as qemu:
         compute = qemu.compute
 
