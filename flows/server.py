@@ -108,23 +108,26 @@ def server_environment(home: Path) -> dict[str, str]:
     return {
         "PREFECT_HOME": str(home / "prefect"),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
         "DO_NOT_TRACK": "1",
     }
 
 
 def _start(home: Path) -> LocalServer:
     port = _free_port()
+    url = f"http://127.0.0.1:{port}/api"
     log = home / "prefect" / "server.log"
     with log.open("ab") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)],
-            env=_without_prefect(os.environ) | server_environment(home),
+            # Without its own address the server would send its pages to the usual port, whoever listens there.
+            env=_without_prefect(os.environ) | server_environment(home) | {"PREFECT_UI_API_URL": url},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
             start_new_session=True,
         )
-    server = LocalServer(pid=process.pid, url=f"http://127.0.0.1:{port}/api")
+    server = LocalServer(pid=process.pid, url=url)
     end = time.monotonic() + _START_LIMIT
     while not answers(server.url, 1.0):
         if process.poll() is not None or time.monotonic() > end:
