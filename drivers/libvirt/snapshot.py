@@ -47,10 +47,10 @@ def export(pool: Pool, name: str, disk: str, target: str, *, quiesce: bool, dead
         pool.refresh()
         made = read(require(pool, target))
         deadline.progress(made.capacity, made.capacity)
-        return made
     except BaseException:
         _discard_quietly(pool, target)
         raise
+    return made
 
 
 def _disk(domain: Any, disk: str) -> DiskXml:

@@ -11,8 +11,8 @@ from tests.drivers.test_compute_contract import *  # noqa: F403 - every test of 
 pytestmark = pytest.mark.real
 
 
-@pytest.fixture
-def host(guest: Guest) -> Iterator[Host]:  # type: ignore[no-redef] # takes the place of the imported fixture
+@pytest.fixture  # type: ignore[no-redef] # takes the place of the imported fixture
+def host(guest: Guest) -> Iterator[Host]:
     with qemu_host() as qemu:
         compute = qemu.compute
 

@@ -25,6 +25,7 @@ BIG = 512 * MIB  # takes longer to copy than the driver waits between two looks
 # A guest agent as far as a snapshot needs it: it answers, and says on the console what it was told.
 AGENT = """#!/bin/sh
 export PATH=/bin
+mount -t devtmpfs dev /dev # a job in the background needs /dev/null
 (
     while ! grep -qs guest_agent /sys/class/virtio-ports/*/name; do sleep 1; done
     port=$(grep -l guest_agent /sys/class/virtio-ports/*/name)
