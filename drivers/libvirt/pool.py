@@ -129,10 +129,15 @@ class Pool:
         return pool
 
     def _default_path(self, conn: Any) -> Path:
-        session = urlsplit(str(conn.getURI())).path == "/session"
-        if session and os.getuid() != 0:
-            return Path.home() / _SESSION_PATH / self.name
-        return _SYSTEM_PATH / self.name
+        uri = urlsplit(str(conn.getURI()))
+        if uri.path != "/session" or (os.getuid() == 0 and not uri.hostname):  # root's session is the system
+            return _SYSTEM_PATH / self.name
+        if uri.hostname:
+            raise DriverError(
+                f"cannot make the storage pool {self.name}: the home folder on {uri.hostname} is not known",
+                resolution="give the host a pool_path in planvirt.toml",
+            )
+        return Path.home() / _SESSION_PATH / self.name
 
 
 def _start(pool: Any) -> None:
