@@ -133,5 +133,5 @@ def shown(steps: Sequence[tuple[str, str, str]], *, plain: bool) -> Iterator[Lin
     table = LiveTable(console)
     for step, action, instance in steps:
         table.expect(step, action, instance)
-    with Live(table, console=console, refresh_per_second=8, redirect_stdout=False):
+    with Live(table, console=console, refresh_per_second=8, redirect_stdout=False, transient=True):
         yield table
