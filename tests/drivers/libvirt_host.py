@@ -7,7 +7,7 @@ import subprocess
 import tempfile
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,10 +105,11 @@ def _remove(name: str, folder: Path) -> None:
     connection = libvirt.open(URI)
     try:
         for domain in connection.listAllDomains():
-            if str(folder) in domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE) or f"{name}-" in domain.name():
-                if domain.isActive():
-                    domain.destroy()
-                domain.undefineFlags(libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE)
+            with suppress(libvirt.libvirtError):  # other tests' domains come and go meanwhile
+                if str(folder) in domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE):
+                    if domain.isActive():
+                        domain.destroy()
+                    domain.undefineFlags(libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE)
         pool = connection.storagePoolLookupByName(name)
         pool.destroy()
         pool.undefine()
