@@ -21,13 +21,31 @@ from planvirt.secret import Secret
 class Event:
     """Something that whoever watches the run may want to show. `done` and `total` are bytes of a long copy."""
 
-    kind: str  # begin, phase, progress, done, failed, again, skipped, undo, undone, undo-failed, commit, committed
+    kind: str  # a key of _WORDS, "phase" or "progress"
     step: str
     action: str
     instance: str
     text: str = ""
     done: int = 0
     total: int = 0
+
+    def __str__(self) -> str:
+        words = ": ".join(part for part in (_WORDS.get(self.kind, ""), self.text) if part)
+        return f"{'undo ' if self.kind.startswith('undo') else ''}{self.action} {self.instance}: {words}"
+
+
+_WORDS = {
+    "begin": "begins",
+    "done": "done",
+    "failed": "failed",
+    "again": "",
+    "skipped": "skipped",
+    "undo": "begins",
+    "undone": "done",
+    "undo-failed": "failed",
+    "commit": "final deletion begins",
+    "committed": "deleted for good",
+}
 
 
 @dataclass(slots=True)

@@ -38,12 +38,19 @@ def preview(found: "Preview") -> dict[str, Any]:
         ],
         "destroys": list(found.destroys),
         "conflicts": list(found.conflicts),
+        "undeclared": list(found.undeclared),
     }
 
 
 def run(record: "RunRecord", steps: "Iterable[StepRecord]", leftovers: Sequence[str]) -> dict[str, Any]:
     """The document of `run` and `show`."""
     return {"run": _run(record) | {"leftovers": list(leftovers), "steps": [_step(step) for step in steps]}}
+
+
+def nothing_to_do(plan: str) -> dict[str, Any]:
+    """The document of a `run` that found everything as declared: no run was needed."""
+    run = {"id": None, "kind": "run", "plan": plan, "state": "succeeded", "error": None, "flow_run_id": None}
+    return {"run": run | {"leftovers": [], "steps": []}}
 
 
 def runs(records: "Iterable[RunRecord]") -> dict[str, Any]:

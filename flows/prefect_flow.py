@@ -150,4 +150,4 @@ def log_event(event: Event) -> None:
     except MissingContextError:
         return
     level = logging.ERROR if event.kind in ("failed", "undo-failed") else logging.INFO
-    logger.log(level, "%s", f"{event.kind}: {event.text}" if event.text else event.kind)
+    logger.log(level, "%s", event)

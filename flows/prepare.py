@@ -4,13 +4,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from planvirt.graph import Graph, Step, build_graph
-
 from drivers.compute import Capabilities, InstanceFacts
-from flows.facts import Facts, gather
+from flows.facts import Facts, claims_on, gather
 from flows.preview import Preview, preview
 from flows.world import World
 from planvirt.errors import PlanvirtError
+from planvirt.graph import Graph, Step, build_graph
+from planvirt.journal.journal import Journal
 from planvirt.plan import Instance, Plan, Retry
 from planvirt.states import State
 
@@ -24,18 +24,17 @@ class Prepared:
     preview: Preview
 
 
-def prepare_run(plan: Plan, world: World) -> Prepared:
-    """Look at the hosts and stores and decide what a run of the plan would do. Raises what makes it impossible."""
-    facts = gather(world, plan.instances)
-    found = preview(plan.name, build_graph(plan), facts)
+def prepare_run(plan: Plan, world: World, journal: Journal) -> Prepared:
+    """Look at hosts, stores and journal and decide what a run of the plan would do. Raises what makes it impossible."""
+    found = preview(plan.name, build_graph(plan), gather(world, journal, plan))
     for store in _stores(found):
         world.store(store).check()
     return Prepared("run", plan, found)
 
 
-def prepare_destroy(plan: Plan, world: World) -> Prepared:
+def prepare_destroy(plan: Plan, world: World, journal: Journal) -> Prepared:
     """Decide what removing all that the plan made would do: its instances, whether it still names them or not."""
-    facts = gather(world, plan.instances)
+    facts = gather(world, journal, plan)
     declared = {instance.name: instance for instance in plan.instances}
     made = _made_by(plan, world)
     steps = tuple(
@@ -53,7 +52,11 @@ def prepare_destroy(plan: Plan, world: World) -> Prepared:
         )
         for name, found in made.items()
     )
-    facts = Facts(dict(facts.instances) | made, dict(facts.capabilities) | _capabilities(world, made))
+    facts = Facts(
+        dict(facts.instances) | made,
+        dict(facts.capabilities) | _capabilities(world, made),
+        claims=claims_on(journal, plan.name, made),
+    )
     graph = Graph(steps=_ordered(steps), parallel={})
     return Prepared("destroy", plan, preview(plan.name, _as_operations(graph), facts))
 

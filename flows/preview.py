@@ -36,6 +36,7 @@ class Preview:
     conflicts: tuple[str, ...]
     steps: tuple[Step, ...]
     parallel: Mapping[str, int]
+    undeclared: tuple[str, ...] = ()  # what the plan made and does not name any more: it stays as it is
 
 
 class Refused(Conflict):
@@ -66,14 +67,16 @@ def preview(plan: str, graph: Graph, facts: Facts) -> Preview:
         kept.append(decided)
         reasons[decided.id] = reason
         instead[step.id] = (decided.id,)
+    conflicts += [str(claim) for claim in facts.claims.values()]
     conflicts += _foreseen(plan, kept, facts)
     return Preview(
         plan=plan,
-        changes=tuple(_change(step, reasons[step.id]) for step in kept),
+        changes=tuple(_change(step, reasons[step.id]) for step in kept if step.when is not False),
         destroys=tuple(_destroyed(step, facts) for step in kept if step.action == "terminate"),
         conflicts=tuple(dict.fromkeys(conflicts)),
         steps=tuple(kept),
         parallel=graph.parallel,
+        undeclared=tuple(f"{item.name} on {item.host}" for item in facts.undeclared),
     )
 
 
@@ -84,12 +87,12 @@ def _launched_already(plan: str, step: Step, before: Sequence[Step], facts: Fact
     return step.action == "launch" and found is not None and found.uuid == instance_uuid(plan, found.name) and not gone
 
 
-def check(found: Preview) -> None:
+def check(found: Preview, kind: str = "run") -> None:
     """Raise Refused when the preview has conflicts, with all of them."""
     if found.conflicts:
         count = "1 conflict" if len(found.conflicts) == 1 else f"{len(found.conflicts)} conflicts"
         raise Refused(
-            f"cannot run {found.plan}: {count} with what is there",
+            f"cannot {kind} {found.plan}: {count} with what is there",
             details="\n".join(found.conflicts),
             resolution="change the plan, or the instances: 'planvirt instances' lists them",
         )

@@ -23,18 +23,6 @@ _SIGNS = {
     "skipped": ("-", "bright_black"),
     "waiting": ("·", "bright_black"),
 }
-_WORDS = {
-    "begin": "begins",
-    "done": "done",
-    "failed": "failed",
-    "again": "",
-    "skipped": "skipped",
-    "undo": "begins",
-    "undone": "done",
-    "undo-failed": "failed",
-    "commit": "final deletion begins",
-    "committed": "deleted for good",
-}
 _BUSY = frozenset({"begin", "phase", "progress", "undo", "commit", "again"})
 
 
@@ -48,10 +36,8 @@ class Lines:
         """Print it, unless it only tells how far a copy is."""
         if event.kind == "progress":
             return
-        words = ": ".join(part for part in (_WORDS.get(event.kind, ""), event.text) if part)
-        undoing = "undo " if event.kind.startswith("undo") else ""
         with self._lock:
-            print(f"{time.strftime('%H:%M:%S')} {undoing}{event.action} {event.instance}: {words}", file=sys.stderr)
+            print(f"{time.strftime('%H:%M:%S')} {event}", file=sys.stderr)
 
     def say(self, text: str) -> None:
         """Print a line that belongs to no step."""

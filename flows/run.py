@@ -107,12 +107,18 @@ def carry_out_prepared(
             journal.move_run(run, RunState.CANCELLED, "its flow did not begin")
 
 
-def check_rollback(record: RunRecord) -> None:
-    """Raise NothingToRollBack for a run that cannot be, or need not be, rolled back."""
+def check_rollback(record: RunRecord, journal: Journal) -> None:
+    """Raise NothingToRollBack for a run that cannot be, need not be, or must not be rolled back any more."""
     if record.state in (RunState.SUCCEEDED, RunState.ROLLED_BACK, RunState.CANCELLED):
         raise NothingToRollBack(
-            f"cannot roll back run {record.id}: it is {record.state.replace('_', ' ')}",
+            f"cannot roll back run {record.id}: it has ended as {record.state.replace('_', ' ')}",
             resolution="'planvirt destroy' removes what a plan made",
+        )
+    later = journal.later_runs(record.id)
+    if later:
+        raise NothingToRollBack(
+            f"cannot roll back run {record.id}: run {later[0]} has worked on its instances since",
+            resolution="an older run cannot be undone beneath a later one; 'planvirt destroy' removes all of it",
         )
 
 
@@ -123,7 +129,7 @@ def roll_back_run(
 
     Of a run that died while it committed, the commit is finished: it was past its point of no return.
     """
-    check_rollback(record)
+    check_rollback(record, journal)
     journal.take_over(record.id, "rollback asked for")
     facts = RunFacts(record.id, record.plan, record.commit or "", timestamp(record.created))
     context = RunContext(facts, journal, world, notify)

@@ -1,9 +1,10 @@
 """Where secrets come from: files and environment variables that the operator's configuration names."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from planvirt.config import Config, SecretConfig
 from planvirt.errors import ConfigError
+from planvirt.graph import Step, deferreds
 from planvirt.secret import Secret
 
 
@@ -22,6 +23,16 @@ class ConfiguredSecrets(Mapping[str, Secret]):
 
     def __len__(self) -> int:
         return len(self._config.secrets)
+
+    def check(self, steps: Iterable[Step]) -> None:
+        """Raise ConfigError now for a secret that one of the steps will need and that cannot be read."""
+        for step in steps:
+            boot = step.instance.boot
+            for deferred in deferreds([dict(step.arguments), boot.cmdline if boot else ""]):
+                for name in deferred.names:
+                    root, _, secret = name.partition(".")
+                    if root == "secrets" and secret in self:
+                        self[secret]
 
     def _read(self, source: SecretConfig) -> str:
         if source.env is not None:

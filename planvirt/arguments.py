@@ -51,7 +51,7 @@ ARGUMENTS: dict[str, dict[str, Parse]] = {
     "launch": {},
     "start": {},
     "stop": {"grace": _duration, "force": _flag},
-    "reboot": {"kind": _text, "grace": _duration},
+    "reboot": {"kind": _text},
     "snapshot": {"disk": _text, "quiesce": _text, "upload": _upload},
     "terminate": {},
     "wait": {"console": _text, "address": _flag, "port": _port, "for": _text},

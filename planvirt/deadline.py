@@ -37,7 +37,7 @@ class Deadline:
         return None if self._end is None else max(0.0, self._end - time.monotonic())
 
     def within(self, seconds: float) -> "Deadline":
-        """A deadline in so many seconds, or at this one's end if that is earlier; interrupted together with this one."""
+        """A deadline in so many seconds, or at this one's end if that is earlier, with the same interruption."""
         left = self.left()
         return Deadline(
             seconds if left is None else min(seconds, left),

@@ -31,7 +31,7 @@ def _source(section: Section, build: Build) -> str | None:
     if text is None:
         return None
     if _URL.fullmatch(text):
-        hint = "download the image first and give its path, or put it into a store with 'planvirt image'"
+        hint = "download the image first and give its path"
         build.problems.add(at, "an image cannot be fetched from a URL yet", hint)
     elif text.startswith(("/", "./", "../")):
         try:

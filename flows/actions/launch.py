@@ -8,9 +8,9 @@ from typing import Any
 from drivers.compute import AttachedDisk, Domain, InstanceFacts, VolumeFacts
 from drivers.errors import DriverError, NameTaken, Unsupported
 from flows.actions.action import Action, Finding
-from flows.actions.source import local_image
 from flows.actions.wait import wait_ready
 from flows.call import Call
+from flows.images import local_image
 from planvirt.journal.records import StepRecord
 from planvirt.mark import read_volume_name
 from planvirt.plan import Disk, Instance
@@ -123,7 +123,8 @@ def _base(call: Call) -> VolumeFacts | None:
     if reference is None:
         return None
     call.phase(f"fetch image {reference}")
-    return call.compute.import_image(local_image(call, str(reference)), call.deadline)
+    image = local_image(str(reference), call.run.images, call.world, call.deadline)
+    return call.compute.import_image(image, call.deadline)
 
 
 def _kept(call: Call, spec: Instance) -> dict[str, str]:

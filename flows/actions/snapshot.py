@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from drivers.compute import VolumeFacts
 from drivers.errors import NotFound, Unsupported
 from flows.actions.action import Action, Finding
 from flows.call import Call
@@ -18,13 +19,12 @@ def do(call: Call) -> Mapping[str, Any]:
     upload = call.arguments["upload"]
     store = call.world.store(upload["store"])
     volume, disk = _disk(call, found.volumes)
-    quiesce = _quiesce(call)
     target = call.mark(found.mark.spec).volume(f"snapshot-{call.operation}-{disk}")
     image = image_id(call.run.id, call.step)
     call.phase("create the image record", store=store.name, image=image, volume=target)
     store.create(image, name=str(upload["name"]), format="qcow2", properties=_properties(call, found.mark.spec, disk))
     call.phase("copy the disk")
-    exported = call.compute.export_disk(call.instance, volume, target, quiesce=quiesce, deadline=call.deadline)
+    exported = _export(call, volume, target)
     call.phase("upload the image")
     with call.compute.open_volume(exported.name) as data:
         stored = store.upload(image, data, None, call.deadline)
@@ -83,14 +83,22 @@ def _disk(call: Call, volumes: tuple[str, ...]) -> tuple[str, str]:
     return named[wanted], wanted
 
 
-def _quiesce(call: Call) -> bool:
+def _export(call: Call, volume: str, target: str) -> VolumeFacts:
+    """Copy the disk, with the guest's file systems frozen if the plan asks for it and the guest can."""
     wanted = call.arguments.get("quiesce", "never")
-    able = call.compute.capabilities().quiesce
-    if wanted == "required" and not able:
-        raise Unsupported(
-            f"cannot freeze the file systems of {call.instance}: host {call.host} has no way to ask for it"
-        )
-    return wanted == "required" or (wanted == "if-possible" and able)
+
+    def export(*, quiesce: bool) -> VolumeFacts:
+        return call.compute.export_disk(call.instance, volume, target, quiesce=quiesce, deadline=call.deadline)
+
+    if wanted == "never":
+        return export(quiesce=False)
+    try:
+        return export(quiesce=True)
+    except Unsupported:
+        if wanted == "required":
+            raise
+    call.log("the guest cannot freeze its file systems: the copy is as after a power cut")
+    return export(quiesce=False)
 
 
 def _properties(call: Call, spec: str, disk: str) -> dict[str, str]:

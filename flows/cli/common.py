@@ -62,11 +62,17 @@ def print_table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     widths = [max(len(line[column]) for line in lines) for column in range(len(heading))]
     for number, line in enumerate(lines):
         cells = []
-        for column, cell in enumerate(line):
-            padded = cell.ljust(widths[column]) if column < len(line) - 1 else cell
+        last = max((column for column, cell in enumerate(line) if cell), default=0)
+        for column, cell in enumerate(line[: last + 1]):
+            padded = cell.ljust(widths[column]) if column < last else cell
             colour = _STATE_COLOURS.get(cell)
             cells.append(click.style(padded, bold=True) if number == 0 else click.style(padded, fg=colour))
-        click.echo("  ".join(cells).rstrip())
+        click.echo("  ".join(cells))
+
+
+def plural(count: int, word: str) -> str:
+    """A number with its word."""
+    return f"1 {word}" if count == 1 else f"{count} {word}s"
 
 
 def size(count: int | None) -> str:

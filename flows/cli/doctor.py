@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from flows.cli.common import configuration, output_option, print_json, size
+from flows.cli.common import configuration, output_option, plural, print_json, size
 from planvirt.config import Config
 from planvirt.errors import Exit, PlanvirtError
 
@@ -73,29 +73,31 @@ def _journal(config: Config) -> str:
     from planvirt.journal.journal import Journal
 
     with Journal(config.journal_url) as journal:
-        dead = [claim for claim in journal.claims() if not claim.alive]
-        if dead:
-            runs = sorted({claim.run for claim in dead})
+        stuck = [claim for claim in journal.claims() if not claim.alive]
+        if stuck:
+            runs = sorted({claim.run for claim in stuck})
             raise PlanvirtError(
-                f"{len(dead)} instances belong to runs that died",
-                details=", ".join(sorted(claim.instance for claim in dead)),
+                f"{plural(len(stuck), 'instance')} of runs that died or could not be undone",
+                details=", ".join(sorted(claim.instance for claim in stuck)),
                 resolution="\n".join(f"planvirt rollback {run}" for run in runs),
             )
-        return f"{config.journal_url}, {len(journal.runs(limit=1000))} runs"
+        return f"{config.journal_url}, {plural(len(journal.runs(limit=1000)), 'run')}"
 
 
 def _host(world: "World", name: str) -> str:
     facts = world.host(name).facts()
+    known = facts.hypervisor.lower() in facts.version.lower()
+    what = facts.version if known else f"{facts.hypervisor} {facts.version}"
     return (
-        f"{facts.hypervisor} {facts.version} at {facts.uri}, accel {facts.accel}, {facts.cpus} cpus, "
-        f"{size(facts.memory)} memory, {size(facts.free_space)} free for disks"
+        f"{what} at {facts.uri}, accel {facts.accel}, {plural(facts.cpus, 'cpu')}, {size(facts.memory)} memory, "
+        f"{size(facts.free_space)} free for disks"
     )
 
 
 def _store(world: "World", name: str) -> str:
     store = world.store(name)
     store.check()
-    return f"{len(store.list())} images"
+    return plural(len(store.list()), "image")
 
 
 def _prefect(config: Config) -> Finding:

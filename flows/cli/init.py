@@ -68,7 +68,7 @@ def command(folder: str) -> int:
     there = [str(path) for path in files if path.exists()]
     if there:
         raise UsageError(
-            f"cannot begin in {place}: {', '.join(there)} exists already", resolution="name another folder"
+            f"cannot begin in {place}: there is {', '.join(there)} already", resolution="name another folder"
         )
     for path, text in files.items():
         try:

@@ -6,16 +6,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from planvirt.load import load_plan
 
-from flows.cli.common import configuration, inputs_option, output_option, read_inputs
+from flows.cli.common import configuration, inputs_option, output_option, print_json, read_inputs
 from flows.cli.preview import print_preview
+from flows.documents import nothing_to_do
 from planvirt.config import Config
 from planvirt.errors import Conflict, Exit, UsageError
+from planvirt.load import load_plan
 
 if TYPE_CHECKING:
     from flows.prepare import Prepared
     from flows.world import World
+    from planvirt.journal.journal import Journal
 
 
 @click.command("run")
@@ -34,52 +36,55 @@ def carry_out(kind: str, config: str | None, plan: str, inputs: tuple[str, ...],
     from flows.prepare import prepare_destroy, prepare_run
     from flows.preview import check
     from flows.world import World
+    from planvirt.journal.journal import Journal
 
     settings = configuration(config)
     checked = load_plan(Path(plan), config=settings, inputs=read_inputs(inputs))
     prepare = {"run": prepare_run, "destroy": prepare_destroy}[kind]
-    with World(settings) as world:
-        prepared = prepare(checked, world)
-        if output == "text" or prepared.preview.conflicts:
-            print_preview(prepared.preview)
-        check(prepared.preview)
-        if not prepared.preview.changes and output == "text":
+    with World(settings) as world, Journal(settings.journal_url) as journal:
+        prepared = prepare(checked, world, journal)
+        if output == "text":
+            print_preview(prepared.preview, kind)
+        check(prepared.preview, kind)
+        if not prepared.preview.changes:
+            if output == "json":
+                print_json(nothing_to_do(checked.name))
             return Exit.OK
         if not yes:
-            _confirm(kind)
-            again = prepare(checked, world)
-            if again.preview.changes != prepared.preview.changes:
+            if not confirmed(f"{kind} this?"):
+                return Exit.FAILED
+            if prepare(checked, world, journal).preview.changes != prepared.preview.changes:
                 raise Conflict(
                     f"cannot {kind} {checked.name}: what is there has changed since the preview",
                     resolution="look at the new preview and confirm that",
                 )
-        return _begin(prepared, settings, world, output)
+        return _begin(prepared, settings, world, journal, output)
 
 
-def _begin(prepared: "Prepared", settings: Config, world: "World", output: str) -> int:
+def _begin(prepared: "Prepared", settings: Config, world: "World", journal: "Journal", output: str) -> int:
     from flows.cli.running import connected, finish, reporter, warm_up
+    from flows.images import check_images
     from flows.run import carry_out_prepared
     from flows.secret_sources import ConfiguredSecrets
-    from planvirt.journal.journal import Journal
 
+    secrets = ConfiguredSecrets(settings, os.environ)
     steps = [(step.id, step.action, step.instance.name) for step in prepared.preview.steps]
-    with connected(settings, os.environ) as pages, Journal(settings.journal_url) as journal:
+    with connected(settings, os.environ) as pages:
         warm_up()
+        secrets.check(prepared.preview.steps)
+        check_images(prepared.plan, prepared.preview.steps, world)
         with reporter(output, steps) as view:
-            result = carry_out_prepared(
-                prepared,
-                world,
-                journal,
-                secret_values=ConfiguredSecrets(settings, os.environ),
-                notify=view,
-                say=view.say,
-            )
+            result = carry_out_prepared(prepared, world, journal, secret_values=secrets, notify=view, say=view.say)
         return finish(journal, result, output, pages)
 
 
-def _confirm(kind: str) -> None:
+def confirmed(question: str) -> bool:
+    """Whether somebody at the terminal agrees. Raises UsageError when there is no terminal."""
     if not sys.stdin.isatty():
         raise UsageError(
-            f"cannot ask whether to {kind}: there is no terminal", resolution="say --yes when nobody is there to answer"
+            f"cannot ask '{question}': there is no terminal", resolution="say --yes when nobody is there to answer"
         )
-    click.confirm(f"\n{kind} this?", abort=True, err=True)
+    if click.confirm(f"\n{question}", err=True):
+        return True
+    click.echo("nothing was touched", err=True)
+    return False

@@ -6,7 +6,7 @@ from typing import Any
 
 from sqlalchemy import Engine, create_engine, event, insert, select
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, IntegrityError, NoSuchModuleError, SQLAlchemyError
 
 from planvirt.errors import ConfigError, PlanvirtError
 from planvirt.journal import tables
@@ -31,7 +31,14 @@ def open_engine(url: str) -> Engine:
     if parsed.get_backend_name() == "sqlite":
         engine = _sqlite(url, parsed.database)
     else:
-        engine = create_engine(parsed, json_serializer=_dumps, pool_pre_ping=True)
+        try:
+            engine = create_engine(parsed, json_serializer=_dumps, pool_pre_ping=True)
+        except (NoSuchModuleError, ImportError) as error:
+            raise ConfigError(
+                f"cannot open the journal: there is no driver for {parsed.drivername}",
+                details=str(error),
+                resolution="install that driver into planvirt's environment, or name another one in [journal] url",
+            ) from error
     try:
         _lay_out(engine)
     except SQLAlchemyError as error:

@@ -9,14 +9,14 @@ from dataclasses import asdict
 from types import TracebackType
 from typing import Any, Self
 
-from sqlalchemy import Connection, Row, delete, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Row, delete, insert, select, update
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from planvirt.errors import Conflict, PlanvirtError
 from planvirt.journal import tables
 from planvirt.journal.engine import JournalError, open_engine
 from planvirt.journal.records import Claim, RunRecord, StepRecord, Transition
-from planvirt.journal.transitions import ENDED, RunState, StepState, check_run, check_step
+from planvirt.journal.transitions import ENDED, UNDOABLE, RunState, StepState, check_run, check_step
 
 LEASE = 60.0  # seconds for which a run counts as alive after its last sign of life
 
@@ -99,7 +99,7 @@ class Journal:
             changes["ended"] = now if to in ENDED else None
             connection.execute(update(tables.runs).where(tables.runs.c.id == run).values(changes))
             if to in ENDED:
-                connection.execute(delete(tables.claims).where(tables.claims.c.run == run))
+                connection.execute(delete(tables.claims).where(tables.claims.c.run == run, *self._finished(run, to)))
             self._note(connection, run, None, before, to, why)
 
     def take_over(self, run: str, why: str) -> None:
@@ -157,6 +157,26 @@ class Journal:
             query = query.where(tables.runs.c.plan == plan)
         with self._reading() as connection:
             return tuple(_run(row) for row in connection.execute(query))
+
+    def later_runs(self, run: str) -> tuple[str, ...]:
+        """Ids of later runs, oldest first, that did something on an instance of this run and did not undo it."""
+        mine = select(tables.steps.c.uuid).where(tables.steps.c.run == run)
+        began = select(tables.runs.c.created).where(tables.runs.c.id == run).scalar_subquery()
+        kept = (StepState.DONE, StepState.COMMITTED, StepState.DOING, StepState.FAILED)
+        query = (
+            select(tables.runs.c.id)
+            .join(tables.steps, tables.steps.c.run == tables.runs.c.id)
+            .where(
+                tables.runs.c.id != run,
+                tables.runs.c.created > began,
+                tables.steps.c.uuid.in_(mine),
+                tables.steps.c.state.in_(kept),
+            )
+            .group_by(tables.runs.c.id, tables.runs.c.created)
+            .order_by(tables.runs.c.created)
+        )
+        with self._reading() as connection:
+            return tuple(connection.execute(query).scalars())
 
     # Steps
 
@@ -230,6 +250,13 @@ class Journal:
             if row.run != run:
                 raise _claimed(self._as_claim(row)) from None
 
+    def _finished(self, run: str, end: RunState) -> tuple[ColumnElement[bool], ...]:
+        """Which claims an end releases: all, but after an incomplete rollback only those on what is really undone."""
+        if end != RunState.ROLLBACK_INCOMPLETE:
+            return ()
+        left = select(tables.steps.c.uuid).where(tables.steps.c.run == run, tables.steps.c.state.in_(sorted(UNDOABLE)))
+        return (tables.claims.c.uuid.not_in(left),)
+
     def _hold(self, connection: Connection, run: str, step: str, uuid: str, instance: str) -> None:
         """Put the step's name on the run's own claim; no row changed means that the claim is gone."""
         swapped = connection.execute(
@@ -242,7 +269,8 @@ class Journal:
             )
 
     def _as_claim(self, row: Row[*tuple[Any, ...]]) -> Claim:
-        return Claim(row.uuid, row.instance, row.host, row.run, row.plan, alive=row.lease_until > self._clock())
+        alive = row.state not in ENDED and row.lease_until > self._clock()
+        return Claim(row.uuid, row.instance, row.host, row.run, row.plan, RunState(row.state), alive)
 
     # Common
 
@@ -308,20 +336,14 @@ _CLAIMS = select(
     tables.claims.c.host,
     tables.claims.c.run,
     tables.runs.c.plan,
+    tables.runs.c.state,
     tables.runs.c.lease_until,
 ).join(tables.runs, tables.claims.c.run == tables.runs.c.id)
 
 
 def _claimed(claim: Claim) -> Claimed:
-    if claim.alive:
-        return Claimed(
-            f"cannot claim {claim.instance}: run {claim.run} of plan {claim.plan} is working on it",
-            resolution=f"wait until it has ended: 'planvirt show {claim.run}'",
-        )
-    return Claimed(
-        f"cannot claim {claim.instance}: run {claim.run} of plan {claim.plan} died while it owned it",
-        resolution=f"undo what it did with 'planvirt rollback {claim.run}', then try again",
-    )
+    what, _, _ = str(claim).rpartition("; ")
+    return Claimed(f"cannot claim {what}", resolution=claim.remedy)
 
 
 def _run(row: Row[Any]) -> RunRecord:

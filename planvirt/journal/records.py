@@ -68,11 +68,29 @@ class Transition:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """An instance that a run owns. `alive` tells whether that run still renews its lease."""
+    """An instance that a run owns. `alive` tells whether that run still renews its lease.
+
+    A run whose rollback stayed incomplete goes on owning what it could not undo.
+    """
 
     uuid: str
     instance: str
     host: str
     run: str
     plan: str
+    state: RunState
     alive: bool
+
+    def __str__(self) -> str:
+        if self.state == RunState.ROLLBACK_INCOMPLETE:
+            return f"{self.instance}: run {self.run} of plan {self.plan} could not be undone; {self.remedy}"
+        if self.alive:
+            return f"{self.instance}: run {self.run} of plan {self.plan} is working on it; {self.remedy}"
+        return f"{self.instance}: run {self.run} of plan {self.plan} died while it owned it; {self.remedy}"
+
+    @property
+    def remedy(self) -> str:
+        """What to do to get the instance free."""
+        if self.alive and self.state != RunState.ROLLBACK_INCOMPLETE:
+            return f"wait until it has ended: 'planvirt show {self.run}'"
+        return f"undo it with 'planvirt rollback {self.run}', then try again"

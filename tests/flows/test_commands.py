@@ -79,6 +79,7 @@ def test_preview_lists_what_a_run_would_do(shop: Workshop) -> None:
         ],
         "destroys": [],
         "conflicts": [],
+        "undeclared": [],
     }
     assert shop.left() == []
 
@@ -139,7 +140,7 @@ def test_init_writes_a_plan_that_validates_and_overwrites_nothing(tmp_path: Path
     assert shop.planvirt("validate", "plans/starter.yaml").code == 0
     again = shop.planvirt("init")
     assert again.code == 2
-    assert "exists already" in again.err
+    assert "already" in again.err
 
 
 def test_doctor_tells_what_is_broken_and_how_to_mend_it(workshop: Workshop) -> None:

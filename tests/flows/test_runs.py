@@ -163,8 +163,11 @@ def test_an_undo_that_fails_is_named_and_can_be_finished_later(shop: Workshop) -
     assert "web-2" not in shop.left()
     shown = shop.planvirt("show", run["id"])
     assert f"planvirt rollback {run['id']}" in shown.out
-    finished = shop.planvirt("rollback", run["id"], "--output", "json")
-    assert finished.code == 1
+    refused = shop.planvirt("run", "web.yaml", "--yes")
+    assert refused.code == 6
+    assert f"web-1: run {run['id']} of plan web could not be undone" in refused.err
+    finished = shop.planvirt("rollback", run["id"], "--yes", "--output", "json")
+    assert finished.code == 0
     assert finished.document["run"]["state"] == "rolled_back"
     assert shop.left() == []
 
@@ -176,11 +179,24 @@ def test_keep_leaves_everything_and_rollback_can_still_be_chosen(shop: Workshop)
     assert ended.code == 5
     assert ended.document["run"]["state"] == "kept"
     assert "web-1" in shop.left()
-    assert shop.planvirt("rollback", "last").code == 1
+    assert shop.planvirt("rollback", "last").code == 2  # nobody is there to be asked
+    assert shop.planvirt("rollback", "last", "--yes").code == 0
     assert shop.left() == []
-    again = shop.planvirt("rollback", "last")
+    again = shop.planvirt("rollback", "last", "--yes")
     assert again.code == 6
-    assert "it is rolled back" in again.err
+    assert "it has ended as rolled back" in again.err
+
+
+def test_a_run_is_not_undone_beneath_a_later_one(shop: Workshop) -> None:
+    shop.write("web.yaml", PLAN.replace("name: web\n", "name: web\non_failure: keep\n", 1))
+    shop.simulated.fail("request_shutdown", name="web-2", times=1, error="error")
+    kept = shop.run("web.yaml").document["run"]["id"]
+    assert shop.run("web.yaml").code == 0
+    before = shop.left()
+    refused = shop.planvirt("rollback", kept, "--yes")
+    assert refused.code == 6, refused
+    assert "has worked on its instances since" in refused.err
+    assert shop.left() == before
 
 
 def test_ctrl_c_rolls_back(shop: Workshop) -> None:
@@ -227,12 +243,12 @@ def test_after_kill_9_the_next_run_says_what_to_do_and_rollback_does_it(shop: Wo
         assert run.state == RunState.RUNNING
     refused = shop.planvirt("run", "web.yaml", "--yes")
     assert refused.code == 6
-    assert shop.planvirt("rollback", run.id).code == 6  # its lease has not lapsed yet: it may live on another machine
+    assert shop.planvirt("rollback", run.id, "--yes").code == 6  # its lease still lasts
     _let_the_lease_lapse(shop, run.id)
     refused = shop.planvirt("run", "web.yaml", "--yes")
     assert f"planvirt rollback {run.id}" in refused.err
     assert f"planvirt rollback {run.id}" in shop.planvirt("doctor").out
-    assert shop.planvirt("rollback", run.id).code == 1
+    assert shop.planvirt("rollback", run.id, "--yes").code == 0
     assert shop.left() == []
     assert shop.run("web.yaml").code == 0
 

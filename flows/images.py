@@ -1,0 +1,101 @@
+"""Where an instance's first disk comes from: a file of the plan, or an image in a store."""
+
+import os
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from drivers.compute import LocalImage
+from drivers.errors import NotFound
+from drivers.image_file import inspect
+from drivers.image_store import StoredImage
+from flows.world import World
+from planvirt.deadline import Deadline
+from planvirt.errors import PlanvirtError
+from planvirt.graph import Step
+from planvirt.plan import Deferred, Image, Instance, Plan
+from planvirt.units import format_size
+
+
+class UnusableImages(PlanvirtError):
+    """Some images are missing, broken or do not fit, so nothing was begun."""
+
+
+def local_image(reference: str, images: Mapping[str, Image], world: World, deadline: Deadline) -> LocalImage:
+    """The checked image file behind the name of one of the plan's images, or behind a store reference "STORE/IMAGE"."""
+    image = images.get(reference) or Image(name=reference, source=reference)
+    return world.checked_image(reference, lambda: _check(image, world, deadline))
+
+
+def check_images(plan: Plan, steps: Iterable[Step], world: World) -> None:
+    """Raise, before anything is touched, what is wrong with the images that the steps launch from.
+
+    An image that an earlier step makes cannot be looked at yet.
+    """
+    errors: dict[str, PlanvirtError] = {}
+    for step in steps:
+        reference = step.instance.image
+        if step.action != "launch" or reference is None or isinstance(reference, Deferred):
+            continue
+        try:
+            image = local_image(reference, plan.images, world, Deadline())
+            _check_size(step.instance, reference, image)
+        except PlanvirtError as error:
+            errors.setdefault(str(error), error)
+    if len(errors) == 1:
+        raise next(iter(errors.values()))
+    if errors:
+        raise UnusableImages(
+            f"cannot run {plan.name}: {len(errors)} images cannot be used",
+            details="\n".join(errors),
+            resolution="\n".join(dict.fromkeys(error.resolution for error in errors.values() if error.resolution)),
+        )
+
+
+def _check_size(instance: Instance, reference: str, image: LocalImage) -> None:
+    size = instance.disks[0].size if instance.disks else None
+    if size is not None and size < image.virtual_size:
+        raise UnusableImages(
+            f"cannot launch {instance.name}: image {reference} is larger than the disk",
+            details=f"the image needs {format_size(image.virtual_size)}, disk {instance.disks[0].name} has "
+            f"{format_size(size)}",
+            resolution="give the disk the image's size or more, or no size at all",
+        )
+
+
+def _check(image: Image, world: World, deadline: Deadline) -> LocalImage:
+    if image.source.startswith("/"):
+        return inspect(Path(image.source), checksum=image.checksum, declared_format=image.format)
+    store_name, _, wanted = image.source.partition("/")
+    store = world.store(store_name)
+    stored = store.find(wanted)
+    if stored is None:
+        raise NotFound(
+            f"cannot find image {wanted} in store {store_name}", resolution="'planvirt image list' shows what there is"
+        )
+    path = store.path(stored.id) or _fetch(stored, world, deadline)
+    return inspect(path, checksum=image.checksum or stored.checksum, declared_format=image.format or stored.format)
+
+
+def _fetch(stored: StoredImage, world: World, deadline: Deadline) -> Path:
+    """Bring an image of a remote store into the cache: whole or not at all."""
+    folder = world.cache / "images"
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / f"{stored.store}-{stored.id}"
+    if target.exists():
+        return target
+    with (
+        world.store(stored.store).open(stored.id) as source,
+        tempfile.NamedTemporaryFile(dir=folder, prefix=".part-") as part,
+    ):
+        done = 0
+        while block := source.read(1 << 20):
+            part.write(block)
+            done += len(block)
+            deadline.progress(done, stored.size or done)
+        part.flush()
+        os.fsync(part.fileno())
+        # A link, not a rename: the temporary file takes its own name away at the end.
+        if not target.exists():
+            os.link(part.name, target)
+    return target
