@@ -40,7 +40,11 @@ class HostFacts:
 
 @dataclass(frozen=True, slots=True)
 class InstanceFacts:
-    """An instance as it is on the host. `mark` is None for what planvirt did not make."""
+    """An instance as it is on the host. `mark` is None for what planvirt did not make.
+
+    `keep` and `protect` are what its Domain said: the names of the disks that outlive it, and whether it may not be
+    terminated.
+    """
 
     name: str
     uuid: str
@@ -52,6 +56,8 @@ class InstanceFacts:
     volumes: tuple[str, ...] = ()  # names in the host's pool, boot disk first
     addresses: tuple[str, ...] = ()
     set_aside: str | None = None  # the run that set it aside, if one did
+    keep: tuple[str, ...] = ()
+    protect: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +93,9 @@ class AttachedDisk:
 
 @dataclass(frozen=True, slots=True)
 class Domain:
-    """Everything a driver needs to define an instance. Disks, kernel and initrd are names of volumes in the host's pool;
-    secrets are already revealed.
+    """Everything a driver needs to define an instance. Disks, kernel and initrd are names of volumes in the host's
+    pool; secrets are already revealed. The host remembers `keep` and `protect`: they must hold when the plan does not
+    name the instance any more.
     """
 
     name: str
@@ -102,14 +109,16 @@ class Domain:
     initrd: str | None = None
     cmdline: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
+    keep: tuple[str, ...] = ()  # names of disks that outlive the instance
+    protect: bool = False
 
 
 class Compute(Protocol):
     """A host with a hypervisor.
 
     Every method may raise Transient (it may pass), Conflict, NotFound, Unsupported, OutOfSpace or DriverError.
-    Methods that make or remove something are idempotent: to make what is there already *with the same mark* succeeds and
-    returns it; to remove what is not there succeeds. Nothing without planvirt's mark is ever changed: NameTaken or
+    Methods that make or remove something are idempotent: to make what is there already *with the same mark* succeeds
+    and returns it; to remove what is not there succeeds. Nothing without planvirt's mark is ever changed: NameTaken or
     Conflict instead. Methods that take a deadline stop soon after it passes, raising DeadlinePassed, and leave nothing
     half-made; they may be called from several threads at once.
     """
@@ -200,6 +209,6 @@ class Compute(Protocol):
     def export_disk(self, name: str, disk: str, target: str, *, quiesce: bool, deadline: Deadline) -> VolumeFacts:
         """Copy the content of the volume `disk` of instance `name` into a new flat qcow2 volume `target`.
 
-        The copy is of one moment, in every power state; the disk, its chain and its base stay as they are. When the call
-        fails or its deadline passes, `target` is gone.
+        The copy is of one moment, in every power state; the disk, its chain and its base stay as they are. When the
+        call fails or its deadline passes, `target` is gone.
         """

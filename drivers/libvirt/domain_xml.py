@@ -1,4 +1,4 @@
-"""A domain as libvirt's XML, and back: the mark and the disks out of it."""
+"""A domain as libvirt's XML, and back: the mark, what was promised of its end, and the disks out of it."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -107,13 +107,30 @@ def parse(xml: str) -> ET.Element:
     return ET.fromstring(xml)  # noqa: S314 - written by libvirt itself, which resolves no entities
 
 
+def _mark_node(root: ET.Element) -> ET.Element | None:
+    return root.find(f"metadata/{{{MARK_NAMESPACE}}}mark")
+
+
 def read_mark(root: ET.Element) -> Mark | None:
     """The mark of a domain; None when planvirt did not make it."""
-    node = root.find(f"metadata/{{{MARK_NAMESPACE}}}mark")
+    node = _mark_node(root)
     if node is None:
         return None
     words = {name: node.get(name, "") for name in ("plan", "instance", "run", "spec", "commit")}
     return Mark(**words) if words["plan"] and words["instance"] else None
+
+
+def read_keep(root: ET.Element) -> tuple[str, ...]:
+    """The names of the disks that outlive a domain."""
+    node = _mark_node(root)
+    kept = [] if node is None else node.iterfind(f"{{{MARK_NAMESPACE}}}keep")
+    return tuple(item.get("disk", "") for item in kept)
+
+
+def read_protect(root: ET.Element) -> bool:
+    """Whether a domain may not be terminated."""
+    node = _mark_node(root)
+    return node is not None and node.get("protect") == "yes"
 
 
 def read_disks(root: ET.Element) -> Sequence[DiskXml]:

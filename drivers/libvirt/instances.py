@@ -10,7 +10,7 @@ import libvirt
 from drivers.compute import InstanceFacts
 from drivers.errors import NameTaken, NotFound
 from drivers.libvirt.connection import Connection
-from drivers.libvirt.domain_xml import parse, read_disks, read_mark
+from drivers.libvirt.domain_xml import parse, read_disks, read_keep, read_mark, read_protect
 from drivers.libvirt.faults import code_of, translated
 from planvirt.mark import Mark
 from planvirt.states import State
@@ -119,6 +119,8 @@ def facts_of(domain: Any, host: str) -> InstanceFacts:
         memory=int(info[1]) * 1024,
         volumes=tuple(Path(disk.path).name for disk in read_disks(root)),
         set_aside=aside["run"] if aside else None,
+        keep=read_keep(root),
+        protect=read_protect(root),
     )
 
 

@@ -226,7 +226,7 @@ class SimulatedCompute:
                     raise Conflict(f"cannot define {domain.name}: volume {volume} is half-made")
             machine = Machine(
                 domain.name, domain.uuid, domain.mark, State.STOPPED, domain.vcpus, domain.memory,
-                disks, len(domain.nics), domain.kernel, domain.initrd,
+                disks, len(domain.nics), domain.kernel, domain.initrd, keep=list(domain.keep), protect=domain.protect,
             )  # fmt: skip
             world.instances[domain.name] = machine
             world.record("define", domain.name)
@@ -482,4 +482,6 @@ class SimulatedCompute:
             memory=machine.memory,
             volumes=tuple(machine.volumes),
             set_aside=machine.set_aside,
+            keep=tuple(machine.keep),
+            protect=machine.protect,
         )

@@ -53,6 +53,8 @@ class Machine:
     starts: int = 0
     started: float = 0.0
     stops: float | None = None  # when a guest that was asked to shut down will be off
+    keep: list[str] = field(default_factory=list)
+    protect: bool = False
 
     def settle(self, now: float) -> None:
         """Let happen what time has brought."""

@@ -231,6 +231,18 @@ def test_an_instance_is_defined_stopped_with_all_that_was_asked_for(host: Host) 
         assert facts.mark == domain.mark
         assert facts.volumes == (domain.disks[0].volume,)
         assert facts.set_aside is None
+        assert (facts.keep, facts.protect) == ((), False)
+
+
+def test_an_instance_remembers_what_outlives_it_and_that_it_is_protected(host: Host) -> None:
+    domain = replace(host.domain(), keep=("data", "log"), protect=True)
+    host.compute.define(domain)
+    host.compute.define(domain)
+    host.compute.set_aside(domain.name, "r7")
+    (aside,) = [facts for facts in host.compute.instances() if facts.uuid == domain.uuid]
+    back = host.compute.bring_back(domain.name, "r7")
+    for facts in (aside, back, host.seen(domain.name)):
+        assert (facts.keep, facts.protect) == (("data", "log"), True)
 
 
 def test_defining_an_instance_again_returns_it(host: Host) -> None:

@@ -8,7 +8,7 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from drivers.compute import AttachedDisk, Domain
-from drivers.libvirt.domain_xml import parse, read_disks, read_mark, render, stable_mac
+from drivers.libvirt.domain_xml import parse, read_disks, read_keep, read_mark, read_protect, render, stable_mac
 from planvirt.mark import Mark
 from planvirt.plan import Nic
 
@@ -20,10 +20,12 @@ HOSTILE = "x'/><disk type='file'>\"&amp;{{ 7*7 }}]]>"
 def domain(
     *, mark: Mark | None = None, disks: tuple[AttachedDisk, ...] = (AttachedDisk("boot"),), nics: tuple[Nic, ...] = (),
     kernel: str | None = None, initrd: str | None = None, cmdline: str = "", labels: dict[str, str] | None = None,
+    keep: tuple[str, ...] = (), protect: bool = False,
 ) -> Domain:  # fmt: skip
     mark = mark or Mark("shop", "web-1", "20240101-abc", "5bec" * 16, "c0ffee")
     return Domain(
-        mark.instance, UUID, 2, 512 << 20, mark, disks, nics, kernel, initrd, cmdline, labels or {}
+        mark.instance, UUID, 2, 512 << 20, mark, disks, nics, kernel, initrd, cmdline, labels or {},
+        keep, protect,
     )  # fmt: skip
 
 
@@ -49,6 +51,8 @@ CASES: dict[str, tuple[Literal["kvm", "qemu", "test"], Domain]] = {
             initrd="planvirt-file.i",
             cmdline="console=ttyS0 quiet",
             labels={"tier": "web", "owner": "ops"},
+            keep=("data", "many"),
+            protect=True,
         ),
     ),
     "hostile": (
@@ -59,6 +63,7 @@ CASES: dict[str, tuple[Literal["kvm", "qemu", "test"], Domain]] = {
             kernel="planvirt-file.k",
             cmdline=HOSTILE,
             labels={HOSTILE: HOSTILE},
+            keep=(HOSTILE,),
         ),
     ),
 }
@@ -91,6 +96,13 @@ def test_what_is_hostile_stays_one_value() -> None:
     assert source is not None and source.get("network") == HOSTILE
 
 
+def test_what_outlives_a_domain_comes_back_out() -> None:
+    everything, smallest = parse(rendered("everything")), parse(rendered("smallest-kvm"))
+    assert (read_keep(everything), read_protect(everything)) == (("data", "many"), True)
+    assert (read_keep(smallest), read_protect(smallest)) == ((), False)
+    assert read_keep(parse(rendered("hostile"))) == (HOSTILE,)
+
+
 def test_mark_and_disks_come_back_out() -> None:
     root = parse(rendered("everything"))
     assert read_mark(root) == CASES["everything"][1].mark
@@ -104,7 +116,8 @@ def test_mark_and_disks_come_back_out() -> None:
 
 @pytest.mark.parametrize("xml", ["<domain/>", "<domain><metadata><other xmlns='urn:other'/></metadata></domain>"])
 def test_no_mark(xml: str) -> None:
-    assert read_mark(parse(xml)) is None
+    root = parse(xml)
+    assert (read_mark(root), read_keep(root), read_protect(root)) == (None, (), False)
 
 
 def test_the_disks_after_z() -> None:
