@@ -1,6 +1,7 @@
 """Opening the journal's database: SQLite with a write-ahead log by default, any SQLAlchemy URL otherwise."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,9 @@ def _dumps(value: Any) -> str:
     return json.dumps(value, default=_plain)
 
 
-def _plain(value: object) -> str:
+def _plain(value: object) -> Any:
     if isinstance(value, Secret | Path):
         return str(value)
+    if isinstance(value, Mapping):
+        return dict(value)
     raise TypeError(f"the journal cannot keep a {type(value).__name__}")

@@ -2,31 +2,36 @@
 
 import getpass
 import os
+import secrets
 import socket
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import fields
 from types import TracebackType
 from typing import Any, Self
 
-from sqlalchemy import ColumnElement, Connection, Row, delete, insert, select, update
-from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy import Connection, Row, select
+from sqlalchemy.exc import IntegrityError
 
 from planvirt.errors import Conflict, PlanvirtError
-from planvirt.journal import tables
-from planvirt.journal.engine import JournalError, open_engine
+from planvirt.journal import statements, tables
+from planvirt.journal.database import Database
 from planvirt.journal.records import Claim, RunRecord, StepRecord, Transition
-from planvirt.journal.transitions import ENDED, UNDOABLE, RunState, StepState, check_run, check_step
+from planvirt.journal.transitions import ENDED, RunState, StepState, check_run, check_step
 
 LEASE = 60.0  # seconds for which a run counts as alive after its last sign of life
 
 
 class Claimed(Conflict):
-    """Another run owns an instance."""
+    """Another run owns an instance, or another process owns the run."""
 
 
 class LostClaim(Conflict):
-    """This run does not own the instance any more: it must not touch it again."""
+    """This process does not own the run or the instance any more: it must not touch either again."""
+
+
+class NotRecoverable(Conflict):
+    """The run is in a state from which there is no way back, or no need of one."""
 
 
 class UnknownRun(PlanvirtError):
@@ -36,13 +41,17 @@ class UnknownRun(PlanvirtError):
 class Journal:
     """Keeps runs, steps, transitions and claims. Safe to use from several threads, and from several processes at once.
 
+    A run belongs to the journal that began it or took it over, until it ends, is given up or is taken over. Only that
+    one may write to it, the others get LostClaim. A random token tells them apart; `who` is for people.
+
     Methods raise JournalError when the database fails, and IllegalTransition for a fault of the program.
     """
 
     def __init__(self, url: str, *, clock: Callable[[], float] = time.time, who: str | None = None) -> None:
-        self._engine = open_engine(url)
+        self._database = Database(url)
         self._clock = clock
-        self._who = who or f"{getpass.getuser()}@{socket.gethostname()}:{os.getpid()}"
+        self._who = who or f"{_user()}@{socket.gethostname()}:{os.getpid()}"
+        self._token = secrets.token_hex(8)
 
     def __enter__(self) -> Self:
         return self
@@ -54,7 +63,7 @@ class Journal:
 
     def close(self) -> None:
         """Give back the connections to the database."""
-        self._engine.dispose()
+        self._database.close()
 
     # Runs
 
@@ -63,16 +72,12 @@ class Journal:
 
         Raises Claimed when another run owns one of the instances; the message says whether that run still lives.
         """
-        now = self._clock()
-        with _Transaction(self) as connection:
-            row = asdict(run) | {"owner": self._who, "lease_until": now + LEASE, "created": now}
-            connection.execute(insert(tables.runs).values(row))
-            connection.execute(
-                insert(tables.steps),
-                [asdict(step) | {"run": run.id, "needs": list(step.needs)} for step in steps],
-            ) if steps else None
-            for uuid, step in {step.uuid: step for step in steps}.items():
-                self._claim(connection, run.id, uuid, step.instance, step.host)
+        with self._database.writing() as connection:
+            row = _values(run) | self._ownership() | {"created": self._clock()}
+            connection.execute(statements.INSERT_RUN, row)
+            if steps:
+                connection.execute(statements.INSERT_STEP, [_values(step) | {"run": run.id} for step in steps])
+                self._claim(connection, run.id, steps)
             self._note(connection, run.id, None, "", run.state, "planned")
 
     def move_run(
@@ -84,67 +89,71 @@ class Journal:
         error: Mapping[str, str] | None = None,
         flow_run_id: str | None = None,
     ) -> None:
-        """Change a run's state. An end releases the run's claims in the same transaction."""
-        now = self._clock()
-        with _Transaction(self) as connection:
-            before = RunState(self._run_row(connection, run).state)
-            check_run(before, to)
-            changes: dict[str, Any] = {"state": to}
+        """Change the state of a run of one's own. An end gives the run and its claims up in the same transaction."""
+        with self._database.writing() as connection:
+            row = self._my_run(connection, run)
+            changes: dict[str, Any] = {}
             if error is not None:
                 changes["error"] = dict(error)
             if flow_run_id is not None:
                 changes["flow_run_id"] = flow_run_id
-            if to == RunState.RUNNING:
-                changes["started"] = now
-            changes["ended"] = now if to in ENDED else None
-            connection.execute(update(tables.runs).where(tables.runs.c.id == run).values(changes))
-            if to in ENDED:
-                connection.execute(delete(tables.claims).where(tables.claims.c.run == run, *self._finished(run, to)))
-            self._note(connection, run, None, before, to, why)
+            self._move_run(connection, row, to, why, changes)
 
-    def take_over(self, run: str, why: str) -> None:
-        """Become the owner of a run that has ended, or whose owner died, and claim its instances again.
+    def take_over(self, run: str, why: str) -> RunRecord:
+        """Become the owner of a run that was kept, whose rollback is incomplete, or whose process is dead.
 
-        Raises Claimed when its owner still lives, or when another run owns one of the instances by now.
+        What becomes of it begins at once: it is `rolling_back`, or `cancelled` if it had not begun. A run that was
+        committing goes on so. Its instances are claimed again. Returns the run as it is then.
+
+        Raises Claimed while its owner lives, or when another run owns one of the instances by now, and NotRecoverable
+        when there is no way back.
         """
-        now = self._clock()
-        with _Transaction(self) as connection:
+        with self._database.writing() as connection:
             row = self._run_row(connection, run)
-            if row.state not in ENDED and row.lease_until > now and row.owner != self._who:
-                raise Claimed(
-                    f"cannot take over run {run}: it is still running",
-                    details=f"its owner {row.owner} gave a sign of life {LEASE - (row.lease_until - now):.0f} s ago",
-                    resolution="wait for it, or end that process first",
+            self._check_free(row)
+            if row.state in _OVER:
+                raise NotRecoverable(
+                    f"cannot roll back run {run}: it has ended as {row.state.replace('_', ' ')}",
+                    resolution="'planvirt destroy' removes what a plan made",
                 )
-            connection.execute(
-                update(tables.runs).where(tables.runs.c.id == run).values(owner=self._who, lease_until=now + LEASE)
-            )
-            held = select(tables.steps).where(tables.steps.c.run == run).order_by(tables.steps.c.position)
-            for uuid, step in {step.uuid: step for step in connection.execute(held)}.items():
-                self._claim(connection, run, uuid, step.instance, step.host)
-            self._note(connection, run, None, row.state, row.state, why)
+            to = _TAKEN_OVER.get(RunState(row.state), RunState(row.state))
+            if to not in ENDED:
+                self._claim(connection, run, connection.execute(statements.STEPS, {"the_run": run}).all())
+                self._check_latest(connection, run)
+            if to != row.state:
+                self._move_run(connection, row, to, why, self._ownership())
+            else:
+                connection.execute(statements.UPDATE_RUN, {"the_run": run} | self._ownership())
+                self._note(connection, run, None, to, to, why)
+            return _run(self._run_row(connection, run))
+
+    def let_go(self, run: str) -> None:
+        """Give up a run that has not ended, so that it can be taken over at once. It keeps its claims.
+
+        Does nothing to a run that is not one's own any more.
+        """
+        with self._database.writing() as connection:
+            row = self._run_row(connection, run)
+            if row.token == self._token:
+                connection.execute(statements.UPDATE_RUN, {"the_run": run} | _NOBODYS)
+                self._note(connection, run, None, row.state, row.state, "given up")
 
     def renew(self, run: str) -> None:
-        """A sign of life: the run's lease lasts for another LEASE seconds."""
-        with _Transaction(self) as connection:
-            connection.execute(
-                update(tables.runs)
-                .where(tables.runs.c.id == run, tables.runs.c.owner == self._who)
-                .values(lease_until=self._clock() + LEASE)
-            )
+        """A sign of life: the run's lease lasts for another LEASE seconds. Raises LostClaim."""
+        self._change_run(run, {"lease_until": self._clock() + LEASE})
 
     def set_flow_run(self, run: str, flow_run_id: str) -> None:
-        """Remember under which id Prefect shows the run."""
-        with _Transaction(self) as connection:
-            connection.execute(update(tables.runs).where(tables.runs.c.id == run).values(flow_run_id=flow_run_id))
+        """Remember under which id Prefect shows the run. Raises LostClaim."""
+        self._change_run(run, {"flow_run_id": flow_run_id})
 
     def run(self, run: str) -> RunRecord:
         """One run, by its id or an unambiguous beginning of it. Raises UnknownRun."""
-        with self._reading() as connection:
-            query = select(tables.runs).where(tables.runs.c.id.startswith(run, autoescape=True)).limit(2)
-            rows = connection.execute(query).all()
-        exact = [row for row in rows if row.id == run]
-        found = exact or rows
+        with self._database.reading() as connection:
+            exact = connection.execute(statements.RUN, {"the_run": run}).one_or_none()
+            if exact is not None:
+                return _run(exact)
+            like = select(tables.runs).where(tables.runs.c.id.startswith(run, autoescape=True)).limit(2)
+            found = connection.execute(like).all()
         if len(found) != 1:
             what = "no run has that id" if not found else "several runs begin with it"
             raise UnknownRun(f"cannot find run {run}: {what}", resolution="'planvirt runs' lists them")
@@ -152,198 +161,251 @@ class Journal:
 
     def runs(self, *, plan: str | None = None, limit: int = 50) -> tuple[RunRecord, ...]:
         """The latest runs, newest first."""
-        query = select(tables.runs).order_by(tables.runs.c.created.desc(), tables.runs.c.id.desc()).limit(limit)
-        if plan is not None:
-            query = query.where(tables.runs.c.plan == plan)
-        with self._reading() as connection:
-            return tuple(_run(row) for row in connection.execute(query))
+        query = statements.LATEST_RUNS if plan is None else statements.LATEST_RUNS.where(tables.runs.c.plan == plan)
+        with self._database.reading() as connection:
+            return tuple(_run(row) for row in connection.execute(query, {"the_limit": limit}))
 
     def later_runs(self, run: str) -> tuple[str, ...]:
         """Ids of later runs, oldest first, that did something on an instance of this run and did not undo it."""
-        mine = select(tables.steps.c.uuid).where(tables.steps.c.run == run)
-        began = select(tables.runs.c.created).where(tables.runs.c.id == run).scalar_subquery()
-        kept = (StepState.DONE, StepState.COMMITTED, StepState.DOING, StepState.FAILED)
-        query = (
-            select(tables.runs.c.id)
-            .join(tables.steps, tables.steps.c.run == tables.runs.c.id)
-            .where(
-                tables.runs.c.id != run,
-                tables.runs.c.created > began,
-                tables.steps.c.uuid.in_(mine),
-                tables.steps.c.state.in_(kept),
-            )
-            .group_by(tables.runs.c.id, tables.runs.c.created)
-            .order_by(tables.runs.c.created)
-        )
-        with self._reading() as connection:
-            return tuple(connection.execute(query).scalars())
+        with self._database.reading() as connection:
+            return tuple(connection.execute(statements.LATER_RUNS, {"the_run": run}).scalars())
 
     # Steps
 
     def move_step(self, run: str, step: str, to: StepState, why: str, **changes: Any) -> None:
         """Change a step's state, and with it `arguments`, `outputs`, `error` or `undo_error`.
 
-        Entering `doing` counts an attempt and needs the claim on the instance: raises LostClaim without it.
+        Entering `doing` counts an attempt. Raises LostClaim unless the run is one's own and owns the instance.
         """
         now = self._clock()
-        with _Transaction(self) as connection:
-            row = self._step_row(connection, run, step)
-            before = StepState(row.state)
-            check_step(before, to)
+        with self._database.writing() as connection:
+            row = self._my_step(connection, run, step)
+            check_step(StepState(row.state), to)
             values: dict[str, Any] = {"state": to} | changes
             if to == StepState.DOING:
-                self._hold(connection, run, step, row.uuid, row.instance)
                 values |= {"attempts": row.attempts + 1, "started": row.started or now, "phase": ""}
             elif to in (StepState.DONE, StepState.FAILED, StepState.SKIPPED):
                 values["ended"] = now
             self._update_step(connection, run, step, values)
-            self._note(connection, run, step, before, to, why)
+            self._note(connection, run, step, row.state, to, why)
 
     def phase(self, run: str, step: str, phase: str, undo: Mapping[str, Any]) -> None:
         """Record what the step is about to do to the outside, and what undoing it will need, before it does it.
 
-        It is also where a pre-empted step finds out: raises LostClaim when the run does not own the instance any more.
+        It is also where a step finds out that it was pre-empted: raises LostClaim as `move_step` does.
         """
-        with _Transaction(self) as connection:
-            row = self._step_row(connection, run, step)
-            self._hold(connection, run, step, row.uuid, row.instance)
-            self._update_step(connection, run, step, {"phase": phase, "undo": dict(row.undo) | dict(undo)})
+        with self._database.writing() as connection:
+            row = self._my_step(connection, run, step)
+            values: dict[str, Any] = {"phase": phase}
+            if undo:
+                values["undo"] = {**row.undo, **undo}
+            self._update_step(connection, run, step, values)
             self._note(connection, run, step, row.state, row.state, phase)
 
+    def note_error(self, run: str, step: str | None, error: Mapping[str, str]) -> None:
+        """Keep an error of a step, or of the run, that changes no state. Raises LostClaim as `move_step` does."""
+        why = ": ".join(part for part in (error.get("brief"), error.get("details")) if part)
+        with self._database.writing() as connection:
+            if step is None:
+                state = self._my_run(connection, run).state
+                connection.execute(statements.UPDATE_RUN, {"the_run": run, "error": dict(error)})
+            else:
+                state = self._my_step(connection, run, step).state
+                self._update_step(connection, run, step, {"error": dict(error)})
+            self._note(connection, run, step, state, state, why)
+
     def steps(self, run: str) -> tuple[StepRecord, ...]:
-        """The steps of a run in their order."""
-        query = select(tables.steps).where(tables.steps.c.run == run).order_by(tables.steps.c.position)
-        with self._reading() as connection:
-            return tuple(_step(row) for row in connection.execute(query))
+        """The steps of a run, in the order of the plan."""
+        with self._database.reading() as connection:
+            return tuple(_step(row) for row in connection.execute(statements.STEPS, {"the_run": run}))
 
     def step(self, run: str, step: str) -> StepRecord:
         """One step of a run; it is known to exist."""
-        with self._reading() as connection:
-            return _step(self._step_row(connection, run, step))
+        with self._database.reading() as connection:
+            return _step(connection.execute(statements.STEP, {"the_run": run, "the_step": step}).one())
 
     def transitions(self, run: str) -> tuple[Transition, ...]:
         """The audit trail of a run, oldest first."""
-        query = select(tables.transitions).where(tables.transitions.c.run == run).order_by(tables.transitions.c.id)
-        with self._reading() as connection:
+        with self._database.reading() as connection:
             return tuple(
                 Transition(row.step, row.before, row.after, row.at, row.who, row.why)
-                for row in connection.execute(query)
+                for row in connection.execute(statements.TRANSITIONS, {"the_run": run})
             )
 
     # Claims
 
     def claims(self, uuids: Iterable[str] | None = None) -> tuple[Claim, ...]:
         """Who owns which instance: all claims, or those on the given instances."""
-        query = _CLAIMS if uuids is None else _CLAIMS.where(tables.claims.c.uuid.in_(list(uuids)))
-        with self._reading() as connection:
-            return tuple(self._as_claim(row) for row in connection.execute(query))
+        with self._database.reading() as connection:
+            if uuids is None:
+                rows = connection.execute(statements.CLAIMS)
+            else:
+                rows = connection.execute(statements.CLAIMS_ON, {"the_uuids": list(uuids)})
+            return tuple(self._as_claim(row) for row in rows)
 
-    def _claim(self, connection: Connection, run: str, uuid: str, instance: str, host: str) -> None:
-        """Take the instance if nobody has it: the insert is the swap, the primary key the comparison."""
+    def _claim(self, connection: Connection, run: str, steps: Iterable[StepRecord | Row[Any]]) -> None:
+        """Take all the instances if nobody has one: the insert is the swap, the primary key the comparison.
+
+        Everybody takes them in the same order, so that two runs never wait for each other.
+        """
+        wanted = {step.uuid: step for step in steps}
+        held = connection.execute(statements.CLAIMS_ON, {"the_uuids": list(wanted)}).all()
+        for row in held:
+            if row.run != run:
+                raise _claimed(self._as_claim(row))
+            del wanted[row.uuid]
+        if not wanted:
+            return
+        rows = [
+            {"uuid": uuid, "instance": step.instance, "host": step.host, "run": run}
+            for uuid, step in sorted(wanted.items())
+        ]
         try:
             with connection.begin_nested():
-                connection.execute(
-                    insert(tables.claims).values(uuid=uuid, instance=instance, host=host, run=run, step=None)
-                )
-        except IntegrityError:
-            row = connection.execute(_CLAIMS.where(tables.claims.c.uuid == uuid)).one()
-            if row.run != run:
-                raise _claimed(self._as_claim(row)) from None
-
-    def _finished(self, run: str, end: RunState) -> tuple[ColumnElement[bool], ...]:
-        """Which claims an end releases: all, but after an incomplete rollback only those on what is really undone."""
-        if end != RunState.ROLLBACK_INCOMPLETE:
-            return ()
-        left = select(tables.steps.c.uuid).where(tables.steps.c.run == run, tables.steps.c.state.in_(sorted(UNDOABLE)))
-        return (tables.claims.c.uuid.not_in(left),)
-
-    def _hold(self, connection: Connection, run: str, step: str, uuid: str, instance: str) -> None:
-        """Put the step's name on the run's own claim; no row changed means that the claim is gone."""
-        swapped = connection.execute(
-            update(tables.claims).where(tables.claims.c.uuid == uuid, tables.claims.c.run == run).values(step=step)
-        )
-        if swapped.rowcount != 1:
-            raise LostClaim(
-                f"cannot go on with {step}: this run does not own {instance} any more",
-                resolution=f"'planvirt show {run}' tells what it did before",
-            )
+                connection.execute(statements.INSERT_CLAIM, rows)
+        except IntegrityError:  # another run was quicker, by less than the time between looking and taking
+            held = connection.execute(statements.CLAIMS_ON, {"the_uuids": list(wanted)}).all()
+            if held:
+                raise _claimed(self._as_claim(held[0])) from None
+            raise Claimed("cannot claim the instances: another run had one just now", resolution="try again") from None
 
     def _as_claim(self, row: Row[*tuple[Any, ...]]) -> Claim:
         alive = row.state not in ENDED and row.lease_until > self._clock()
         return Claim(row.uuid, row.instance, row.host, row.run, row.plan, RunState(row.state), alive)
 
+    # Whose a run is
+
+    def _ownership(self) -> dict[str, Any]:
+        return {"owner": self._who, "token": self._token, "lease_until": self._clock() + LEASE}
+
+    def _my_run(self, connection: Connection, run: str) -> Row[Any]:
+        """The run, locked. Raises LostClaim when it is not one's own."""
+        row = self._run_row(connection, run)
+        if row.token != self._token:
+            raise _lost(f"cannot go on with run {run}", row)
+        return row
+
+    def _my_step(self, connection: Connection, run: str, step: str) -> Row[*tuple[Any, ...]]:
+        """The step, locked together with its run. Raises LostClaim when the run is not one's own."""
+        which = {"the_run": run, "the_step": step}
+        row: Row[*tuple[Any, ...]] = connection.execute(statements.LOCKED_STEP, which).one()
+        if row.token != self._token:
+            raise _lost(f"cannot go on with {step}", self._run_row(connection, run))
+        if row.holder is None:
+            raise LostClaim(
+                f"cannot go on with {step}: this run does not own {row.instance} any more",
+                resolution=f"'planvirt show {run}' tells what it did before",
+            )
+        return row
+
+    def _check_free(self, row: Row[Any]) -> None:
+        left = row.lease_until - self._clock()
+        if left > 0 and row.token != self._token:
+            raise Claimed(
+                f"cannot take over run {row.id}: it is still running",
+                details=f"its owner {row.owner} gave a sign of life {LEASE - left:.0f} s ago",
+                resolution="wait for it, or end that process first",
+            )
+
+    def _check_latest(self, connection: Connection, run: str) -> None:
+        later = connection.execute(statements.LATER_RUNS, {"the_run": run}).scalars().first()
+        if later is not None:
+            raise NotRecoverable(
+                f"cannot roll back run {run}: run {later} has worked on its instances since",
+                resolution="an older run cannot be undone beneath a later one; 'planvirt destroy' removes all of it",
+            )
+
     # Common
 
-    def _reading(self) -> Connection:
-        return self._engine.connect().execution_options(reading=True)
-
     def _run_row(self, connection: Connection, run: str) -> Row[Any]:
-        row = connection.execute(select(tables.runs).where(tables.runs.c.id == run)).one_or_none()
+        row = connection.execute(statements.LOCKED_RUN, {"the_run": run}).one_or_none()
         if row is None:
             raise UnknownRun(f"cannot find run {run}", resolution="'planvirt runs' lists them")
         return row
 
-    def _step_row(self, connection: Connection, run: str, step: str) -> Row[Any]:
-        where = (tables.steps.c.run == run, tables.steps.c.id == step)
-        return connection.execute(select(tables.steps).where(*where)).one()
+    def _change_run(self, run: str, changes: Mapping[str, Any]) -> None:
+        mine = {"the_run": run, "the_token": self._token}
+        with self._database.writing() as connection:
+            if connection.execute(statements.UPDATE_MY_RUN, {**changes, **mine}).rowcount != 1:
+                self._my_run(connection, run)  # tells why
+
+    def _move_run(
+        self, connection: Connection, row: Row[Any], to: RunState, why: str, changes: Mapping[str, Any]
+    ) -> None:
+        now = self._clock()
+        check_run(RunState(row.state), to)
+        values: dict[str, Any] = {**changes, "state": to, "ended": now if to in ENDED else None}
+        if to == RunState.RUNNING:
+            values["started"] = now
+        if to in ENDED:
+            values |= _NOBODYS
+            # After an incomplete rollback it goes on owning what is not undone.
+            undone = to == RunState.ROLLBACK_INCOMPLETE
+            release = statements.DELETE_UNDONE_CLAIMS if undone else statements.DELETE_CLAIMS
+            connection.execute(release, {"the_run": row.id})
+        connection.execute(statements.UPDATE_RUN, {"the_run": row.id} | values)
+        self._note(connection, row.id, None, row.state, to, why)
 
     def _update_step(self, connection: Connection, run: str, step: str, values: Mapping[str, Any]) -> None:
-        where = (tables.steps.c.run == run, tables.steps.c.id == step)
-        connection.execute(update(tables.steps).where(*where).values(values))
+        connection.execute(statements.UPDATE_STEP, {"the_run": run, "the_step": step, **values})
 
     def _note(self, connection: Connection, run: str, step: str | None, before: str, after: str, why: str) -> None:
         connection.execute(
-            insert(tables.transitions).values(
-                run=run, step=step, before=before, after=after, at=self._clock(), who=self._who, why=why
-            )
+            statements.INSERT_TRANSITION,
+            {
+                "run": run,
+                "step": step,
+                "before": before,
+                "after": after,
+                "at": self._clock(),
+                "who": self._who,
+                "why": _storable(why),
+            },
         )
 
 
-class _Transaction:
-    """One writing transaction of a journal; what the database says against it becomes a JournalError."""
+_NOBODYS = {"token": "", "lease_until": 0.0}
 
-    def __init__(self, journal: Journal) -> None:
-        self._context = journal._engine.begin()  # noqa: SLF001 - the two are one
-
-    def __enter__(self) -> Connection:
-        try:
-            return self._context.__enter__()
-        except DBAPIError as error:
-            raise _failed(error) from error
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            self._context.__exit__(kind, value, trace)
-        except DBAPIError as error:
-            raise _failed(error) from error
-        if isinstance(value, DBAPIError):
-            raise _failed(value) from value
+# What a run becomes when somebody takes it over; in other states it stays what it is.
+_TAKEN_OVER = {
+    RunState.PENDING: RunState.CANCELLED,  # it did nothing yet
+    RunState.RUNNING: RunState.ROLLING_BACK,
+    RunState.KEPT: RunState.ROLLING_BACK,
+    RunState.ROLLBACK_INCOMPLETE: RunState.ROLLING_BACK,
+}
+_OVER = frozenset({RunState.SUCCEEDED, RunState.ROLLED_BACK, RunState.CANCELLED})
 
 
-def _failed(error: DBAPIError) -> JournalError:
-    return JournalError(
-        "cannot write to the journal",
-        details=str(error.orig),
-        resolution="check that its disk has space and its database answers; 'planvirt runs' then shows what it knows",
-    )
+def _user() -> str:
+    """The user's name, or the number where there is no name for it, as often in containers."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())
 
 
-_CLAIMS = select(
-    tables.claims.c.uuid,
-    tables.claims.c.instance,
-    tables.claims.c.host,
-    tables.claims.c.run,
-    tables.runs.c.plan,
-    tables.runs.c.state,
-    tables.runs.c.lease_until,
-).join(tables.runs, tables.claims.c.run == tables.runs.c.id)
+def _storable(text: str) -> str:
+    """The text without what databases refuse: broken Unicode, as in file names that are none, and NUL."""
+    return text.encode(errors="replace").decode().replace("\0", "?")
+
+
+def _lost(what: str, row: Row[Any]) -> LostClaim:
+    if row.state in ENDED:
+        why = f"it has ended as {row.state.replace('_', ' ')}"
+    elif not row.token:
+        why = "it was given up"
+    else:
+        why = f"{row.owner} has taken it over"
+    return LostClaim(f"{what}: {why}", resolution=f"'planvirt show {row.id}' tells what became of it")
 
 
 def _claimed(claim: Claim) -> Claimed:
     what, _, _ = str(claim).rpartition("; ")
     return Claimed(f"cannot claim {what}", resolution=claim.remedy)
+
+
+def _values(record: RunRecord | StepRecord) -> dict[str, Any]:
+    return {field.name: getattr(record, field.name) for field in fields(record)}
 
 
 def _run(row: Row[Any]) -> RunRecord:

@@ -9,7 +9,10 @@ from planvirt.journal.transitions import RunState, StepState
 
 @dataclass(frozen=True, slots=True)
 class RunRecord:
-    """One run of a plan. `text` and `inputs` are the plan as it was, so that recovery does not need the file."""
+    """One run of a plan. `text` and `inputs` are the plan as it was, so that recovery does not need the file.
+
+    `parallel` is how many steps of an operation may run at a time. `owner` is for people; `token` says whose run it is.
+    """
 
     id: str
     kind: Literal["run", "destroy"]
@@ -20,10 +23,12 @@ class RunRecord:
     commit: str | None
     inputs: Mapping[str, Any]
     on_failure: str
+    parallel: Mapping[str, int] = field(default_factory=dict)
     state: RunState = RunState.PENDING
     error: Mapping[str, str] | None = None
     flow_run_id: str | None = None
     owner: str = ""
+    token: str = ""
     lease_until: float = 0.0
     created: float = 0.0
     started: float | None = None
@@ -32,7 +37,10 @@ class RunRecord:
 
 @dataclass(frozen=True, slots=True)
 class StepRecord:
-    """One step of a run: what was intended (`arguments`), how far it came (`phase`), and what its undo needs."""
+    """One step of a run: what was intended (`arguments`), how far it came (`phase`), and what its undo needs.
+
+    `decided` is what was settled beforehand, from facts of that time, and is needed to carry the step out again.
+    """
 
     id: str
     position: int
@@ -42,6 +50,8 @@ class StepRecord:
     host: str
     operation: str | None = None
     needs: tuple[str, ...] = ()
+    final: bool = False
+    decided: Mapping[str, Any] = field(default_factory=dict)
     state: StepState = StepState.PENDING
     phase: str = ""
     attempts: int = 0
@@ -56,7 +66,7 @@ class StepRecord:
 
 @dataclass(frozen=True, slots=True)
 class Transition:
-    """One line of the audit trail. `step` is None for the run itself; a phase has `before` equal to `after`."""
+    """One line of the audit trail. `step` is None for the run itself; `before` is `after` where no state changed."""
 
     step: str | None
     before: str

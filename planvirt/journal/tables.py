@@ -1,6 +1,6 @@
 """The journal's tables. They are plain SQL that SQLite and PostgreSQL share."""
 
-from sqlalchemy import JSON, Column, Float, ForeignKey, Index, Integer, MetaData, String, Table, Text
+from sqlalchemy import JSON, Boolean, Column, Float, ForeignKey, Index, Integer, MetaData, String, Table, Text
 
 LAYOUT = 1  # raised with every change of a table
 
@@ -20,10 +20,12 @@ runs = Table(
     Column("commit", String(64)),
     Column("inputs", JSON, nullable=False),
     Column("on_failure", String(16), nullable=False),
+    Column("parallel", JSON, nullable=False),
     Column("state", String(24), nullable=False, index=True),
     Column("error", JSON(none_as_null=True)),
     Column("flow_run_id", String(64)),
-    Column("owner", Text, nullable=False),
+    Column("owner", Text, nullable=False),  # for people
+    Column("token", String(32), nullable=False),  # of the journal whose run it is; empty when it is nobody's
     Column("lease_until", Float, nullable=False),
     Column("created", Float, nullable=False),
     Column("started", Float),
@@ -42,8 +44,10 @@ steps = Table(
     Column("host", String(64), nullable=False),
     Column("operation", String(64)),
     Column("needs", JSON, nullable=False),
+    Column("final", Boolean, nullable=False),
+    Column("decided", JSON, nullable=False),
     Column("state", String(16), nullable=False),
-    Column("phase", String(64), nullable=False),
+    Column("phase", Text, nullable=False),
     Column("attempts", Integer, nullable=False),
     Column("arguments", JSON, nullable=False),
     Column("undo", JSON, nullable=False),
@@ -52,6 +56,7 @@ steps = Table(
     Column("undo_error", JSON(none_as_null=True)),
     Column("started", Float),
     Column("ended", Float),
+    Index("steps_by_instance", "uuid"),
 )
 
 transitions = Table(
@@ -74,6 +79,5 @@ claims = Table(
     Column("uuid", String(36), primary_key=True),
     Column("instance", String(64), nullable=False),
     Column("host", String(64), nullable=False),
-    Column("run", ForeignKey("runs.id"), nullable=False),
-    Column("step", String(160)),
+    Column("run", ForeignKey("runs.id"), nullable=False, index=True),
 )

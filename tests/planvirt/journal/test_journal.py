@@ -1,7 +1,6 @@
 """The journal: what it refuses, what it keeps, and who wins a race for an instance."""
 
 import multiprocessing
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,38 +8,9 @@ import pytest
 from planvirt.errors import ConfigError
 from planvirt.journal.engine import JournalError
 from planvirt.journal.journal import LEASE, Claimed, Journal, LostClaim, UnknownRun
-from planvirt.journal.records import RunRecord, StepRecord
 from planvirt.journal.transitions import ENDED, IllegalTransition, RunState, StepState
 from planvirt.secret import Secret
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def journal(tmp_path: Path, clock: Clock) -> Iterator[Journal]:
-    with Journal(f"sqlite:///{tmp_path}/journal.sqlite", clock=clock, who="me") as journal:
-        yield journal
-
-
-def record(id: str, **changes: object) -> RunRecord:
-    values: dict[str, object] = {"kind": "run", "plan": "p", "path": "p.yaml", "text": "…", "hash": "h"}
-    values |= {"commit": None, "inputs": {}, "on_failure": "rollback"}
-    return RunRecord(id=id, **(values | changes))  # type: ignore[arg-type]  # the test's own short hand
-
-
-def step(name: str, position: int = 0) -> StepRecord:
-    return StepRecord(f"launch.{name}", position, "launch", name, f"uuid-{name}", "kvm1")
+from tests.planvirt.journal.samples import Clock, record, step
 
 
 def test_a_run_comes_back_as_it_was_written(journal: Journal) -> None:
@@ -137,24 +107,6 @@ def test_a_dead_runs_claim_says_how_to_get_rid_of_it(journal: Journal, clock: Cl
     with pytest.raises(Claimed, match="died") as caught:
         journal.begin(record("r2"), [step("a")])
     assert "planvirt rollback r1" in caught.value.resolution
-
-
-def test_a_living_run_is_not_taken_over(tmp_path: Path, clock: Clock) -> None:
-    url = f"sqlite:///{tmp_path}/journal.sqlite"
-    with Journal(url, clock=clock, who="first") as first, Journal(url, clock=clock, who="second") as second:
-        first.begin(record("r1"), [step("a")])
-        first.move_run("r1", RunState.RUNNING, "begun")
-        with pytest.raises(Claimed, match="still running"):
-            second.take_over("r1", "rollback")
-        clock.now += LEASE / 2
-        first.renew("r1")
-        clock.now += LEASE - 1
-        with pytest.raises(Claimed):
-            second.take_over("r1", "rollback")
-        clock.now += 2
-        second.take_over("r1", "rollback")
-        first.renew("r1")  # a dead run that comes back must not become its owner again
-        assert second.run("r1").owner == "second"
 
 
 def test_a_step_without_its_claim_touches_nothing(journal: Journal) -> None:
