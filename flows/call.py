@@ -60,8 +60,10 @@ class Call:
         Raises DeadlinePassed when nobody waits for the step any more, LostClaim when somebody else owns the instance.
         """
         self.deadline.check()
-        self.record(name, undo)
-        self.undo.update(undo)
+        # What an earlier attempt found before it began is how things were; what this attempt finds may be its work.
+        news = {key: value for key, value in undo.items() if key not in self.undo}
+        self.record(name, news)
+        self.undo.update(news)
         self.log(name)
 
     def within(self, seconds: float) -> "Call":

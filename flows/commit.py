@@ -1,19 +1,17 @@
 """The end of a successful run: what was set aside is deleted. From here a run only goes forward."""
 
 from flows.actions import ACTIONS
+from flows.call import Call
 from flows.context import RunContext
 from flows.executor import Executor, Work
-from flows.step import as_error
+from flows.late_work import late_work
 from flows.walk import walk
-from planvirt.deadline import Deadline
+from planvirt.errors import PlanvirtError
 from planvirt.journal.records import StepRecord
 from planvirt.journal.transitions import RunState, StepState
 
-_ATTEMPTS = 3
-_LIMIT = 300.0
 
-
-def commit(context: RunContext, executor: Executor) -> RunState:
+def commit(context: RunContext, executor: Executor) -> tuple[RunState, PlanvirtError | None]:
     """Carry out the deferred deletions and end the run. Where one fails for good the run stays `committing`."""
     records = [
         record
@@ -24,41 +22,45 @@ def commit(context: RunContext, executor: Executor) -> RunState:
     ended = walk(
         list(by_id),
         dict.fromkeys(by_id, ()),
-        lambda key: _commit_work(context, by_id[key]),
+        lambda key: _work(context, by_id[key]),
         executor,
         on_error="go on",
+        workers=context.workers,
+        stop=context.abandoned.is_set,
     )
-    if any(error is not None for error in ended.values()):
-        return RunState.COMMITTING
+    first = next((context.told(error) for error in ended.values() if error is not None), None)
+    if first is None and len(ended) < len(by_id):
+        first = PlanvirtError("cannot finish the deletions: they were given up")
+    if first is not None:
+        first.resolution = f"'planvirt rollback {context.run.id}' finishes what is left: it can only go forward now"
+        context.journal.note_error(context.run.id, None, first.as_dict())
+        return RunState.COMMITTING, first
     context.journal.move_run(context.run.id, RunState.SUCCEEDED, "all done")
-    return RunState.SUCCEEDED
+    return RunState.SUCCEEDED, None
 
 
-def _commit_work(context: RunContext, record: StepRecord) -> Work:
-    return Work(
-        key=record.id,
-        name=f"commit {record.action} {record.instance}",
-        attempt=lambda number: _commit(context, record, number),
-        attempts=_ATTEMPTS,
-        again=lambda _: True,
-        tags=("commit", f"instance:{record.instance}", f"host:{record.host}"),
+def _work(context: RunContext, record: StepRecord) -> Work:
+    journal, run = context.journal, context.run.id
+
+    def carry_out(call: Call) -> None:
+        deferred = ACTIONS[record.action].commit
+        if deferred is not None:
+            deferred(call)
+
+    def end() -> None:
+        journal.move_step(run, record.id, StepState.COMMITTED, "deleted for good")
+        context.tell("committed", record)
+
+    def failed(error: dict[str, str]) -> None:
+        journal.note_error(run, record.id, error)
+        context.tell("failed", record, error["brief"])
+
+    return late_work(
+        context,
+        record,
+        "commit",
+        begin=lambda _: context.tell("commit", record),
+        carry_out=carry_out,
+        end=end,
+        failed=failed,
     )
-
-
-def _commit(context: RunContext, record: StepRecord, number: int) -> None:
-    deadline = Deadline(_LIMIT, interrupted=context.abandoned)
-    if number > 1:
-        deadline.sleep(context.undo_pause * 2 ** (number - 2))
-    carry_out = ACTIONS[record.action].commit
-    context.tell("commit", record)
-    call = context.call(record, deadline, record.arguments, None)
-    try:
-        if carry_out is not None:
-            context.attempts_of(record.id).carry_out(
-                lambda: carry_out(call), deadline, f"commit {record.action} {record.instance}"
-            )
-    except Exception as raised:
-        context.tell("failed", record, str(as_error(raised)))
-        raise
-    context.journal.move_step(context.run.id, record.id, StepState.COMMITTED, "deleted for good")
-    context.tell("committed", record)

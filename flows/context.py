@@ -1,5 +1,6 @@
 """Everything the parts of one run share."""
 
+import copy
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -10,18 +11,19 @@ from flows.attempt import Attempts
 from flows.call import Call, RunFacts
 from flows.world import World
 from planvirt.deadline import Deadline
+from planvirt.errors import PlanvirtError
 from planvirt.graph import Step
 from planvirt.journal.journal import Journal
 from planvirt.journal.records import StepRecord
 from planvirt.plan import Instance, Plan
-from planvirt.secret import Secret
+from planvirt.secret import Redactor, Secret
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
     """Something that whoever watches the run may want to show. `done` and `total` are bytes of a long copy."""
 
-    kind: str  # a key of _WORDS, "phase" or "progress"
+    kind: str  # a key of _WORDS, "phase", "undo-phase" or "progress"
     step: str
     action: str
     instance: str
@@ -52,7 +54,8 @@ _WORDS = {
 class RunContext:
     """One run on its way: its facts, the journal, the world, and who wants to hear of it.
 
-    `interrupted` stops steps; `abandoned` stops even the rollback.
+    `interrupted` stops steps; `abandoned` stops even the rollback. `redact` takes known secrets out of whatever is
+    kept, shown or sent.
     """
 
     run: RunFacts
@@ -61,17 +64,38 @@ class RunContext:
     notify: Callable[[Event], None]
     plan: Plan | None = None
     secrets: Mapping[str, Secret] = field(default_factory=dict)
+    redact: Redactor = field(default_factory=Redactor)
     interrupted: threading.Event = field(default_factory=threading.Event)
     abandoned: threading.Event = field(default_factory=threading.Event)
+    workers: int = 8  # steps that run side by side at the most
     undo_pause: float = 1.0  # seconds before an undo or a commit is tried a second time; doubled before the third
     attempts: dict[str, Attempts] = field(default_factory=dict)
 
-    def attempts_of(self, step: str) -> Attempts:
-        """The attempts at a step, shared between its doing and its undoing."""
-        return self.attempts.setdefault(step, Attempts())
+    def attempts_on(self, uuid: str) -> Attempts:
+        """The attempts on an instance. Its steps and undos share them: while one has not come back, no other begins."""
+        return self.attempts.setdefault(uuid, Attempts())
 
-    def call(self, record: StepRecord, deadline: Deadline, arguments: Mapping[str, Any], spec: Instance | None) -> Call:
-        """What an action gets for one attempt at the step of that record."""
+    def told(self, error: BaseException) -> PlanvirtError:
+        """The error in three parts, without secrets; a fault of the program says that it is one."""
+        known = error if isinstance(error, PlanvirtError) else _fault(error)
+        if self.redact.idle:
+            return known
+        clean = copy.copy(known)
+        clean.args = (self.redact(known.brief),)
+        clean.brief, clean.details = self.redact(known.brief), self.redact(known.details)
+        clean.resolution = self.redact(known.resolution)
+        clean.__cause__ = clean.__context__ = None  # they hold the texts that were just erased
+        return clean
+
+    def call(
+        self,
+        record: StepRecord,
+        deadline: Deadline,
+        arguments: Mapping[str, Any],
+        spec: Instance | None,
+        kind: str = "phase",
+    ) -> Call:
+        """What an action gets for one attempt at the step of that record; its phases are told as events of `kind`."""
         return Call(
             run=self.run,
             step=record.id,
@@ -83,7 +107,7 @@ class RunContext:
             deadline=deadline,
             undo=dict(record.undo),
             record=lambda phase, undo: self.journal.phase(self.run.id, record.id, phase, undo),
-            log=lambda text: self.tell("phase", record, text),
+            log=lambda text: self.tell(kind, record, text),
             spec=spec,
             operation=record.operation,
         )
@@ -97,9 +121,24 @@ class RunContext:
         )
 
     def tell(self, kind: str, step: StepRecord | Step, text: str = "", done: int = 0, total: int = 0) -> None:
-        """Let whoever watches know."""
+        """Let whoever watches know. One who cannot listen any more, as his pipe is closed, must not end the run."""
         name = step.instance if isinstance(step, StepRecord) else step.instance.name
-        self.notify(Event(kind, step.id, step.action, name, text, done, total))
+        try:
+            self.notify(Event(kind, step.id, step.action, name, self.redact(text), done, total))
+        except Exception:  # noqa: BLE001 - whatever is wrong with the listener, the run goes on
+            self.notify = _nobody
+
+
+def _nobody(_: Event) -> None:
+    """Listens to nothing."""
+
+
+def _fault(error: BaseException) -> PlanvirtError:
+    return PlanvirtError(
+        f"cannot go on: {type(error).__name__}",
+        details=str(error),
+        resolution="this is a fault in planvirt: please report it with the run's log",
+    )
 
 
 def timestamp(seconds: float) -> str:

@@ -43,8 +43,8 @@ class Executor(Protocol):
 class ThreadExecutor:
     """Threads of this process, and nothing else: for rehearsals and tests."""
 
-    def __init__(self, workers: int = 8) -> None:
-        self.finished: queue.SimpleQueue[Finished] = queue.SimpleQueue()
+    def __init__(self, workers: int = 8, finished: "queue.SimpleQueue[Finished] | None" = None) -> None:
+        self.finished: queue.SimpleQueue[Finished] = finished or queue.SimpleQueue()
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="planvirt")
 
     def submit(self, work: Work, after: Sequence[str]) -> None:  # noqa: ARG002 - no pictures here

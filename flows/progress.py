@@ -23,7 +23,7 @@ _SIGNS = {
     "skipped": ("-", "bright_black"),
     "waiting": ("·", "bright_black"),
 }
-_BUSY = frozenset({"begin", "phase", "progress", "undo", "commit", "again"})
+_BUSY = frozenset({"begin", "phase", "undo-phase", "progress", "undo", "commit", "again"})
 
 
 class Lines:
@@ -91,11 +91,11 @@ class LiveTable:
         for _ in range(4):
             table.add_column(no_wrap=True, overflow="ellipsis")
         with self._lock:
-            for row in self._rows.values():
+            for row in self._fitting():
                 busy = row.kind in _BUSY
                 sign, colour = (self._spin(), "cyan") if busy else _SIGNS.get(row.kind, ("·", "white"))
                 seconds = row.took if row.took is not None else time.monotonic() - row.began if row.began else None
-                undoing = "undo " if row.kind in ("undo", "undone", "undo-failed") else ""
+                undoing = "undo " if row.kind in ("undo", "undo-phase", "undone", "undo-failed") else ""
                 table.add_row(
                     Text(sign, style=colour),
                     Text(f"{undoing}{row.action}"),
@@ -104,6 +104,16 @@ class LiveTable:
                     Text(row.text, style="red" if row.kind in ("failed", "undo-failed") else "bright_black"),
                 )
         return table
+
+    def _fitting(self) -> list[_Row]:
+        """As many rows as the terminal has lines: where it has too few, those that are going on or went wrong first."""
+        rows = list(self._rows.values())
+        room = max(self._console.height - 3, 3)
+        if len(rows) <= room:
+            return rows
+        first = [row for row in rows if row.kind in _BUSY or row.kind in ("failed", "undo-failed")]
+        ended = [row for row in rows if row.kind not in _BUSY and row.kind != "waiting" and row not in first]
+        return (first + ended[::-1] + [row for row in rows if row.kind == "waiting"])[:room]
 
     def _spin(self) -> str:
         return _SPINNER[int(time.monotonic() * 10) % len(_SPINNER)]

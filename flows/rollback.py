@@ -8,14 +8,10 @@ from collections.abc import Iterable, Sequence
 from flows.actions import ACTIONS
 from flows.context import RunContext
 from flows.executor import Executor, Work
-from flows.step import as_error
+from flows.late_work import late_work
 from flows.walk import walk
-from planvirt.deadline import Deadline
 from planvirt.journal.records import StepRecord
 from planvirt.journal.transitions import UNDOABLE, RunState, StepState
-
-_ATTEMPTS = 3
-_LIMIT = 300.0  # seconds that one attempt to undo a step may take
 
 
 def roll_back(context: RunContext, executor: Executor, why: str, error: dict[str, str] | None = None) -> RunState:
@@ -31,9 +27,10 @@ def roll_back(context: RunContext, executor: Executor, why: str, error: dict[str
     walk(
         [record.id for record in reversed(records) if record.id in todo],
         dependents,
-        lambda key: _undo_work(context, todo[key]),
+        lambda key: _work(context, todo[key]),
         executor,
         on_error="go on",
+        workers=context.workers,
         stop=context.abandoned.is_set,
     )
     left = [record for record in context.journal.steps(context.run.id) if record.state in UNDOABLE]
@@ -46,11 +43,13 @@ def roll_back(context: RunContext, executor: Executor, why: str, error: dict[str
     return end
 
 
-def leftovers(records: Iterable[StepRecord]) -> list[str]:
-    """What is still there of steps whose undo failed, by name."""
+def leftovers(end: RunState, records: Iterable[StepRecord]) -> list[str]:
+    """What is still there, by name, after a rollback that stayed incomplete."""
     names: list[str] = []
+    if end != RunState.ROLLBACK_INCOMPLETE:
+        return names
     for record in records:
-        if record.state in (StepState.UNDO_FAILED, StepState.UNDOING):
+        if record.state in UNDOABLE:
             names += ACTIONS[record.action].leftovers(record) or [f"{record.action} of {record.instance}"]
     return names
 
@@ -64,34 +63,21 @@ def _dependents(records: Sequence[StepRecord], todo: dict[str, StepRecord]) -> d
     return {key: after[key] for key in todo}
 
 
-def _undo_work(context: RunContext, record: StepRecord) -> Work:
-    return Work(
-        key=record.id,
-        name=f"undo {record.action} {record.instance}",
-        attempt=lambda number: _undo(context, record.id, number),
-        attempts=_ATTEMPTS,
-        again=lambda _: not context.abandoned.is_set(),
-        tags=("undo", f"instance:{record.instance}", f"host:{record.host}"),
-    )
-
-
-def _undo(context: RunContext, step: str, number: int) -> None:
-    deadline = Deadline(_LIMIT, interrupted=context.abandoned)
-    if number > 1:
-        deadline.sleep(context.undo_pause * 2 ** (number - 2))
+def _work(context: RunContext, record: StepRecord) -> Work:
     journal, run = context.journal, context.run.id
-    journal.move_step(run, step, StepState.UNDOING, f"attempt {number}")
-    record = journal.step(run, step)
-    context.tell("undo", record)
-    call = context.call(record, deadline, record.arguments, None)
-    try:
-        context.attempts_of(step).carry_out(
-            lambda: ACTIONS[record.action].undo(call), deadline, f"undo {record.action} {record.instance}"
-        )
-    except Exception as raised:
-        error = as_error(raised)
-        journal.move_step(run, step, StepState.UNDO_FAILED, str(error), undo_error=error.as_dict())
-        context.tell("undo-failed", record, str(error))
-        raise
-    journal.move_step(run, step, StepState.UNDONE, "undone")
-    context.tell("undone", record)
+
+    def begin(number: int) -> None:
+        journal.move_step(run, record.id, StepState.UNDOING, f"attempt {number}")
+        context.tell("undo", record)
+
+    def end() -> None:
+        journal.move_step(run, record.id, StepState.UNDONE, "undone")
+        context.tell("undone", record)
+
+    def failed(error: dict[str, str]) -> None:
+        journal.move_step(run, record.id, StepState.UNDO_FAILED, error["brief"], undo_error=error)
+        context.tell("undo-failed", record, error["brief"])
+
+    return late_work(
+        context, record, "undo", begin=begin, carry_out=ACTIONS[record.action].undo, end=end, failed=failed
+    )

@@ -4,7 +4,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,20 +13,19 @@ from flows.call import RunFacts
 from flows.commit import commit
 from flows.context import Event, RunContext, timestamp
 from flows.executor import Executor
-from flows.interrupt import interruptible
+from flows.interrupt import Signals, interruptible
 from flows.prepare import Prepared
+from flows.preview import Refused
 from flows.rollback import leftovers, roll_back
 from flows.saga import carry_out
 from flows.world import World
 from planvirt.errors import Conflict, Exit, PlanvirtError
-from planvirt.journal.journal import LEASE, Journal
+from planvirt.journal.journal import LEASE, Journal, LostClaim
 from planvirt.journal.records import RunRecord, StepRecord
-from planvirt.journal.transitions import RunState
+from planvirt.journal.transitions import ENDED, RunState
 from planvirt.mark import instance_uuid
 from planvirt.plan import OnFailure
-from planvirt.secret import Secret
-
-WORKERS = 8  # steps that run side by side at the most
+from planvirt.secret import Redactor, Secret
 
 EXITS = {
     RunState.SUCCEEDED: Exit.OK,
@@ -48,8 +47,8 @@ class Result:
     leftovers: tuple[str, ...]
 
 
-class NothingToRollBack(Conflict):
-    """The run is in a state from which there is no way back, or no need of one."""
+class CannotRollBack(Conflict):
+    """Later runs rely on what the run did."""
 
 
 def new_run_id() -> str:
@@ -62,7 +61,9 @@ def carry_out_prepared(
     world: World,
     journal: Journal,
     *,
+    again: Callable[[], Prepared],
     secret_values: Mapping[str, Secret],
+    redact: Redactor,
     notify: Callable[[Event], None],
     say: Callable[[str], None],
 ) -> Result:
@@ -93,106 +94,127 @@ def carry_out_prepared(
         )
         for position, step in enumerate(found.steps)
     ]
-    journal.begin(record, steps)
     facts = RunFacts(run, plan.name, plan.commit or "", timestamp(time.time()), plan.images)
-    context = RunContext(facts, journal, world, notify, plan=plan, secrets=secret_values)
+    context = RunContext(facts, journal, world, notify, plan=plan, secrets=secret_values, redact=redact)
 
     def body(executor: Executor) -> tuple[RunState, PlanvirtError | None]:
         return carry_out(context, found.steps, found.parallel, OnFailure(plan.on_failure), executor)
 
-    try:
-        return _under_prefect(context, body, record, say)
-    finally:
-        if journal.run(run).state == RunState.PENDING:
+    with interruptible(context, say) as signals:
+        journal.begin(record, steps)
+        try:
+            _check_unchanged(prepared, again)
+            return _under_prefect(context, body, record, signals)
+        finally:
+            _leave(journal, run)
+
+
+def _check_unchanged(prepared: Prepared, again: Callable[[], Prepared]) -> None:
+    """What was decided before the instances were claimed must still hold now that nobody else may change them."""
+    now = again().preview
+    if (now.changes, now.destroys) != (prepared.preview.changes, prepared.preview.destroys):
+        raise Refused(
+            f"cannot {prepared.kind} {prepared.plan.name}: what is there has changed since the preview",
+            resolution="look at the new preview and confirm that",
+        )
+
+
+def _leave(journal: Journal, run: str) -> None:
+    """Whatever happened: a run that did not begin is cancelled, and one that did not end can be taken over at once."""
+    with suppress(PlanvirtError):  # an error that is on its way matters more
+        state = journal.run(run).state
+        if state == RunState.PENDING:
             journal.move_run(run, RunState.CANCELLED, "its flow did not begin")
+        elif state not in ENDED:
+            journal.let_go(run)
 
 
 def check_rollback(record: RunRecord, journal: Journal) -> None:
-    """Raise NothingToRollBack for a run that cannot be, need not be, or must not be rolled back any more."""
-    if record.state in (RunState.SUCCEEDED, RunState.ROLLED_BACK, RunState.CANCELLED):
-        raise NothingToRollBack(
-            f"cannot roll back run {record.id}: it has ended as {record.state.replace('_', ' ')}",
-            resolution="'planvirt destroy' removes what a plan made",
-        )
+    """Raise CannotRollBack for a run beneath which later ones have built."""
     later = journal.later_runs(record.id)
     if later:
-        raise NothingToRollBack(
+        raise CannotRollBack(
             f"cannot roll back run {record.id}: run {later[0]} has worked on its instances since",
             resolution="an older run cannot be undone beneath a later one; 'planvirt destroy' removes all of it",
         )
 
 
 def roll_back_run(
-    record: RunRecord, world: World, journal: Journal, *, notify: Callable[[Event], None], say: Callable[[str], None]
+    run: str, world: World, journal: Journal, *, notify: Callable[[Event], None], say: Callable[[str], None]
 ) -> Result:
     """Undo a run that was kept, whose rollback was incomplete, or whose process died.
 
-    Of a run that died while it committed, the commit is finished: it was past its point of no return.
+    Of a run that died while it committed, the commit is finished: it was past its point of no return. Raises Conflict
+    for a run that lives, or that has ended for good.
     """
-    check_rollback(record, journal)
-    journal.take_over(record.id, "rollback asked for")
+    record = journal.take_over(run, "rollback asked for")
     facts = RunFacts(record.id, record.plan, record.commit or "", timestamp(record.created))
     context = RunContext(facts, journal, world, notify)
 
     def body(executor: Executor) -> tuple[RunState, PlanvirtError | None]:
-        if record.state == RunState.PENDING:
-            journal.move_run(record.id, RunState.CANCELLED, "its process died before it began")
-            return RunState.CANCELLED, None
         if record.state == RunState.COMMITTING:
-            return commit(context, executor), None
+            return commit(context, executor)
         return roll_back(context, executor, "rollback asked for"), None
 
-    return _under_prefect(context, body, record, say)
+    with interruptible(context, say) as signals:
+        try:
+            if record.state == RunState.CANCELLED:
+                return Result(record.id, record.state, None, ())
+            return _under_prefect(context, body, record, signals)
+        finally:
+            _leave(journal, record.id)
 
 
 def _under_prefect(
     context: RunContext,
     body: Callable[[Executor], tuple[RunState, PlanvirtError | None]],
     record: RunRecord,
-    say: Callable[[str], None],
+    signals: Signals,
 ) -> Result:
     from flows.prefect_flow import log_event, run_as_flow  # a second's import, only when there is something to run
 
     told = context.notify
 
     def tell_both(event: Event) -> None:
-        told(event)
         log_event(event)
-
-    context.notify = tell_both
+        told(event)
 
     def inside(executor: Executor, flow_run_id: str) -> tuple[RunState, PlanvirtError | None]:
         context.journal.set_flow_run(record.id, flow_run_id)
-        with interruptible(context, say):
-            return body(executor)
+        return body(executor)
 
+    context.notify = tell_both
     with _sign_of_life(context):
         state, error = run_as_flow(
             inside,
             name=record.plan,
             run_name=f"{record.plan} {record.id}" if record.kind == "run" else f"destroy {record.plan} {record.id}",
-            description="",
             tags=[f"plan:{record.plan}", f"commit:{(record.commit or 'none')[:12]}"],
-            workers=WORKERS,
+            workers=context.workers,
             parameters={
                 "plan": Path(record.path).name,
                 "run": record.id,
                 "commit": record.commit or "",
-                "inputs": dict(record.inputs),
+                "inputs": context.redact(dict(record.inputs)),
             },
+            glance=signals.tell,
         )
-    return Result(record.id, state, error, tuple(leftovers(context.journal.steps(record.id))))
+    return Result(record.id, state, error, tuple(leftovers(state, context.journal.steps(record.id))))
 
 
 @contextmanager
 def _sign_of_life(context: RunContext) -> Iterator[None]:
-    """Renew the run's lease for as long as this process works on it."""
+    """Renew the run's lease while this process works on it; stop everything when somebody else took it over."""
     ended = threading.Event()
 
     def renew() -> None:
         while not ended.wait(LEASE / 4):
             try:
                 context.journal.renew(context.run.id)
+            except LostClaim:
+                context.interrupted.set()
+                context.abandoned.set()
+                return
             except PlanvirtError:
                 continue  # the steps will meet the same trouble, and they tell the user
 

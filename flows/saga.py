@@ -2,15 +2,14 @@
 
 from collections.abc import Collection, Mapping, Sequence
 
-from planvirt.graph import Step
-
 from flows.commit import commit
 from flows.context import RunContext
 from flows.executor import Executor
 from flows.rollback import roll_back
-from flows.step import as_error, step_work
+from flows.step import step_work
 from flows.walk import walk
 from planvirt.errors import PlanvirtError
+from planvirt.graph import Step
 from planvirt.journal.transitions import RunState, StepState
 from planvirt.plan import OnFailure
 
@@ -41,7 +40,7 @@ def carry_out(
         error = Interrupted("cannot finish the run: it was interrupted", resolution="run the plan again when you like")
     if error is None:
         context.journal.move_run(context.run.id, RunState.COMMITTING, "every step is done")
-        return commit(context, executor), None
+        return commit(context, executor)
     return _fail(context, on_failure, executor, error), error
 
 
@@ -62,10 +61,11 @@ def _do(
         lambda key: step_work(context, by_id[key]),
         executor,
         on_error="stop",
+        workers=context.workers,
         may_begin=may_begin,
         stop=context.interrupted.is_set,
     )
-    return next((as_error(error) for error in ended.values() if error is not None), None)
+    return next((context.told(error) for error in ended.values() if error is not None), None)
 
 
 def _fail(context: RunContext, on_failure: OnFailure, executor: Executor, error: PlanvirtError) -> RunState:

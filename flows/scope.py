@@ -8,6 +8,7 @@ from planvirt.expressions import render_deferred
 from planvirt.graph import Step
 from planvirt.journal.transitions import StepState
 from planvirt.plan import Deferred
+from planvirt.secret import Redactor, Secret
 
 
 def scope_for(context: RunContext, step: Step) -> dict[str, Any]:
@@ -27,14 +28,20 @@ def scope_for(context: RunContext, step: Step) -> dict[str, Any]:
     return scope
 
 
-def evaluate(value: Any, scope: Mapping[str, Any]) -> Any:
-    """The value with every expression in it replaced by what it yields. Raises PlanvirtError for one that cannot."""
+def evaluate(value: Any, scope: Mapping[str, Any], redact: Redactor) -> Any:
+    """The value with every expression in it replaced by what it yields. Raises PlanvirtError for one that cannot.
+
+    What an expression made of a secret is a secret, too, and `redact` learns it.
+    """
     if isinstance(value, Deferred):
-        return render_deferred(value, scope)
+        found = render_deferred(value, scope)
+        if isinstance(found, Secret):
+            redact.learn(found.reveal())
+        return found
     if isinstance(value, Mapping):
-        return {key: evaluate(item, scope) for key, item in value.items()}
+        return {key: evaluate(item, scope, redact) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [evaluate(item, scope) for item in value]
+        return [evaluate(item, scope, redact) for item in value]
     return value
 
 

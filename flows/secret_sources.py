@@ -5,18 +5,21 @@ from collections.abc import Iterable, Iterator, Mapping
 from planvirt.config import Config, SecretConfig
 from planvirt.errors import ConfigError
 from planvirt.graph import Step, deferreds
-from planvirt.secret import Secret
+from planvirt.secret import Redactor, Secret
 
 
 class ConfiguredSecrets(Mapping[str, Secret]):
     """The configured secrets by name; each is read when a plan first uses it. Raises ConfigError when it cannot be."""
 
-    def __init__(self, config: Config, environ: Mapping[str, str]) -> None:
+    def __init__(self, config: Config, environ: Mapping[str, str], redactor: Redactor) -> None:
         self._config = config
         self._environ = environ
+        self._redactor = redactor
 
     def __getitem__(self, name: str) -> Secret:
-        return Secret(self._read(self._config.secrets[name]))
+        text = self._read(self._config.secrets[name])
+        self._redactor.learn(text)
+        return Secret(text)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._config.secrets)

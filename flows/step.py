@@ -4,15 +4,16 @@ import random
 from collections.abc import Mapping
 from typing import Any
 
-from drivers.errors import DriverError, Transient
+from drivers.errors import Transient
 from flows.actions import ACTIONS
+from flows.attempt import StepInterrupted
 from flows.context import RunContext
 from flows.executor import Work
 from flows.scope import evaluate, scope_for
 from planvirt.arguments import checked_arguments
+from planvirt.deadline import DeadlinePassed
 from planvirt.errors import Conflict, PlanvirtError
 from planvirt.graph import Step
-from planvirt.journal.records import StepRecord
 from planvirt.journal.transitions import StepState
 from planvirt.states import State
 from planvirt.verbs import verb_for
@@ -24,56 +25,95 @@ class WrongState(Conflict):
 
 def step_work(context: RunContext, step: Step) -> Work:
     """The step as a piece of work with its retries."""
-    delays = list(step.retry.delays(random.Random()))  # noqa: S311 - jitter, not a secret
+    doing = _Doing(context, step)
     return Work(
         key=step.id,
         name=f"{step.action} {step.instance.name}",
-        attempt=lambda number: _attempt(context, step, number, delays),
+        attempt=doing.attempt,
         attempts=step.retry.attempts,
         again=lambda error: isinstance(error, Transient) and not context.interrupted.is_set(),
         tags=(f"instance:{step.instance.name}", f"host:{step.instance.host}"),
     )
 
 
-def _attempt(context: RunContext, step: Step, number: int, delays: list[float]) -> None:
-    if number > 1:
-        pause = delays[number - 2]
-        context.tell("again", step, f"attempt {number} of {step.retry.attempts} in {pause:.1f} s")
-        context.deadline(None, step).sleep(pause)
-    record = context.journal.step(context.run.id, step.id)
-    scope = scope_for(context, step)
-    try:
-        if number == 1 and not evaluate(step.when, scope):
-            context.journal.move_step(context.run.id, step.id, StepState.SKIPPED, "its condition is false")
-            context.tell("skipped", step, "its condition is false")
-            return
-        arguments = checked_arguments(step.action, evaluate(_arguments(step), scope))
-    except PlanvirtError as error:
-        context.journal.move_step(context.run.id, step.id, StepState.DOING, "evaluating")
-        _failed(context, step, error)
-        raise
-    context.journal.move_step(context.run.id, step.id, StepState.DOING, f"attempt {number}", arguments=arguments)
-    context.tell("begin", step)
-    try:
-        outputs = _carry_out(context, step, record, arguments)
-    except Exception as error:
-        _failed(context, step, error)
-        raise
-    context.journal.move_step(context.run.id, step.id, StepState.DONE, "done", outputs=dict(outputs))
-    context.tell("done", step)
+class _Doing:
+    """The attempts at one step."""
 
+    def __init__(self, context: RunContext, step: Step) -> None:
+        self._context = context
+        self._step = step
+        self._delays = list(step.retry.delays(random.Random()))  # noqa: S311 - jitter, not a secret
+        self._decided = False  # whether its condition was found to hold
 
-def _carry_out(context: RunContext, step: Step, record: StepRecord, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
-    deadline = context.deadline(step.timeout, step)
-    call = context.call(record, deadline, arguments, step.instance)
+    def attempt(self, number: int) -> None:
+        """Do the step once. Raises its error, free of secrets, after the journal has it."""
+        context, step = self._context, self._step
+        if number > 1:
+            self._pause(number)
+        if context.interrupted.is_set():
+            raise StepInterrupted(f"cannot {step.action} {step.instance.name}: the run was interrupted")
+        try:
+            arguments = self._evaluate()
+            if arguments is None:
+                return
+            context.journal.move_step(
+                context.run.id, step.id, StepState.DOING, f"attempt {number}", arguments=context.redact(arguments)
+            )
+            context.tell("begin", step)
+            outputs = context.redact(dict(self._carry_out(arguments)))
+        except Exception as raised:
+            error = self._failed(raised)
+            if error is raised:
+                raise
+            raise error from (raised if context.redact.idle else None)
+        context.journal.move_step(context.run.id, step.id, StepState.DONE, "done", outputs=outputs)
+        context.tell("done", step)
 
-    def body() -> Mapping[str, Any]:
-        if record.phase == "" and not record.undo:
-            # An earlier attempt may have changed the state already; it is the action's own matter to go on from there.
-            _guard(step, call.facts())
-        return ACTIONS[step.action].do(call)
+    def _pause(self, number: int) -> None:
+        seconds = self._delays[number - 2]
+        self._context.tell("again", self._step, f"attempt {number} of {self._step.retry.attempts} in {seconds:.1f} s")
+        try:
+            self._context.deadline(None, self._step).sleep(seconds)
+        except DeadlinePassed:
+            return  # the attempt will say that the run was interrupted
 
-    return context.attempts_of(step.id).carry_out(body, deadline, f"{step.action} {step.instance.name}")
+    def _evaluate(self) -> dict[str, Any] | None:
+        """The arguments with their expressions evaluated; None when the step's condition does not hold."""
+        context, step = self._context, self._step
+        try:
+            scope = scope_for(context, step)
+            if not self._decided and not evaluate(step.when, scope, context.redact):
+                context.journal.move_step(context.run.id, step.id, StepState.SKIPPED, "its condition is false")
+                context.tell("skipped", step, "its condition is false")
+                return None
+            self._decided = True
+            return checked_arguments(step.action, evaluate(_arguments(step), scope, context.redact))
+        except Exception:
+            # The journal knows failures of steps that began, so this one begins, with nothing done.
+            context.journal.move_step(context.run.id, step.id, StepState.DOING, "evaluating its expressions")
+            raise
+
+    def _carry_out(self, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
+        context, step = self._context, self._step
+        record = context.journal.step(context.run.id, step.id)
+        deadline = context.deadline(step.timeout, step)
+        call = context.call(record, deadline, arguments, step.instance)
+
+        def body() -> Mapping[str, Any]:
+            if not record.undo:
+                # An earlier attempt may have changed the state already; going on from there is the action's own matter.
+                _guard(step, call.facts())
+            return ACTIONS[step.action].do(call)
+
+        return context.attempts_on(record.uuid).carry_out(body, deadline, f"{step.action} {step.instance.name}")
+
+    def _failed(self, raised: BaseException) -> PlanvirtError:
+        context, step = self._context, self._step
+        error = context.told(raised)
+        if context.journal.step(context.run.id, step.id).state == StepState.DOING:
+            context.journal.move_step(context.run.id, step.id, StepState.FAILED, str(error), error=error.as_dict())
+        context.tell("failed", step, str(error))
+        return error
 
 
 def _guard(step: Step, facts: Any) -> None:
@@ -97,19 +137,3 @@ def _arguments(step: Step) -> dict[str, Any]:
     if step.action == "terminate":
         arguments["keep"] = [disk.name for disk in step.instance.disks if disk.keep]
     return arguments
-
-
-def _failed(context: RunContext, step: Step, error: BaseException) -> None:
-    context.journal.move_step(context.run.id, step.id, StepState.FAILED, str(error), error=as_error(error).as_dict())
-    context.tell("failed", step, str(as_error(error)))
-
-
-def as_error(error: BaseException) -> PlanvirtError:
-    """The error in three parts, whatever it was: a fault of the program says so."""
-    if isinstance(error, PlanvirtError):
-        return error
-    return DriverError(
-        f"cannot go on: {type(error).__name__}",
-        details=str(error),
-        resolution="this is a fault in planvirt: please report it with the run's log",
-    )

@@ -73,8 +73,17 @@ def _shut_down(call: Call, deadline: Deadline) -> None:
 
 
 def undo_stop(call: Call) -> None:
-    """Start what ran before."""
-    if call.undo.get("was") == State.RUNNING and _state(call) == State.STOPPED:
+    """Start what ran before. A guest that still runs may yet follow the request to shut down, so it is watched."""
+    if call.undo.get("was") != State.RUNNING:
+        return
+    if _state(call) == State.RUNNING:
+        grace = float(call.arguments.get("grace", _GRACE))
+        try:
+            call.compute.wait_state(call.instance, _OFF, call.deadline.within(grace))
+        except DeadlinePassed:
+            call.deadline.check()
+            return
+    if _state(call) == State.STOPPED:
         call.phase("start")
         call.compute.start(call.instance)
 

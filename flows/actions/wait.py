@@ -10,6 +10,7 @@ from flows.actions.action import Action, Finding, nothing_to_undo
 from flows.call import Call
 from planvirt.deadline import DeadlinePassed
 from planvirt.plan import Ready
+from planvirt.secret import revealed
 from planvirt.states import State
 
 _LOOK_EVERY = 0.25  # seconds between two looks at what sends no events: consoles, addresses and ports
@@ -21,7 +22,7 @@ class NotReady(Transient):
 
 def do(call: Call) -> Mapping[str, Any]:
     """Wait for everything that `with` names. The step's time-out is the limit."""
-    wanted = call.arguments
+    wanted = {key: revealed(value) for key, value in call.arguments.items()}
     outputs: dict[str, Any] = {}
     call.phase("wait for " + ", ".join(_words(wanted)))
     if state := wanted.get("for"):

@@ -1,6 +1,7 @@
 """The command line. Each command is a file of its own that is imported only when it is called."""
 
 import importlib
+import io
 import sys
 from collections.abc import Sequence
 
@@ -55,6 +56,9 @@ def program(ctx: click.Context, config: str | None) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program and return its exit code. Every error that a user can mend ends here, in three parts."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that cannot show an arrow shows something else
     try:
         code = program.main(args=list(arguments) if arguments is not None else None, standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:

@@ -41,6 +41,6 @@ def command(config: str | None, run: str, yes: bool, output: str) -> int:
             return Exit.FAILED
         with connected(settings, os.environ) as pages:
             with reporter(output, steps) as view:
-                result = roll_back_run(record, world, journal, notify=view, say=view.say)
+                result = roll_back_run(record.id, world, journal, notify=view, say=view.say)
             code = finish(journal, result, output, pages)
         return Exit.OK if result.state == RunState.ROLLED_BACK else code

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,8 +12,9 @@ from flows.cli.common import configuration, inputs_option, output_option, print_
 from flows.cli.preview import print_preview
 from flows.documents import nothing_to_do
 from planvirt.config import Config
-from planvirt.errors import Conflict, Exit, UsageError
+from planvirt.errors import Exit, UsageError
 from planvirt.load import load_plan
+from planvirt.secret import Redactor
 
 if TYPE_CHECKING:
     from flows.prepare import Prepared
@@ -50,31 +52,42 @@ def carry_out(kind: str, config: str | None, plan: str, inputs: tuple[str, ...],
             if output == "json":
                 print_json(nothing_to_do(checked.name))
             return Exit.OK
-        if not yes:
-            if not confirmed(f"{kind} this?"):
-                return Exit.FAILED
-            if prepare(checked, world, journal).preview.changes != prepared.preview.changes:
-                raise Conflict(
-                    f"cannot {kind} {checked.name}: what is there has changed since the preview",
-                    resolution="look at the new preview and confirm that",
-                )
-        return _begin(prepared, settings, world, journal, output)
+        if not yes and not confirmed(f"{kind} this?"):
+            return Exit.FAILED
+        return _begin(prepared, lambda: prepare(checked, world, journal), settings, world, journal, output)
 
 
-def _begin(prepared: "Prepared", settings: Config, world: "World", journal: "Journal", output: str) -> int:
+def _begin(
+    prepared: "Prepared",
+    again: "Callable[[], Prepared]",
+    settings: Config,
+    world: "World",
+    journal: "Journal",
+    output: str,
+) -> int:
     from flows.cli.running import connected, finish, reporter, warm_up
     from flows.images import check_images
     from flows.run import carry_out_prepared
     from flows.secret_sources import ConfiguredSecrets
 
-    secrets = ConfiguredSecrets(settings, os.environ)
+    redact = Redactor()
+    secrets = ConfiguredSecrets(settings, os.environ, redact)
     steps = [(step.id, step.action, step.instance.name) for step in prepared.preview.steps]
     with connected(settings, os.environ) as pages:
         warm_up()
         secrets.check(prepared.preview.steps)
         check_images(prepared.plan, prepared.preview.steps, world)
         with reporter(output, steps) as view:
-            result = carry_out_prepared(prepared, world, journal, secret_values=secrets, notify=view, say=view.say)
+            result = carry_out_prepared(
+                prepared,
+                world,
+                journal,
+                again=again,
+                secret_values=secrets,
+                redact=redact,
+                notify=view,
+                say=view.say,
+            )
         return finish(journal, result, output, pages)
 
 

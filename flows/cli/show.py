@@ -27,7 +27,7 @@ def command(config: str | None, run: str, trail: bool, output: str) -> int:
         record = find_run(journal, run)
         steps = journal.steps(record.id)
         transitions = journal.transitions(record.id) if trail else ()
-    left = leftovers(steps) if record.state == RunState.ROLLBACK_INCOMPLETE else []
+    left = leftovers(record.state, steps)
     if output == "json":
         print_json(documents.run(record, steps, left))
         return Exit.OK
@@ -86,6 +86,7 @@ def print_run(record: RunRecord, steps: Sequence[StepRecord], left: Sequence[str
         click.secho("left over:", fg="red")
         for name in left:
             click.echo(f"  {name}")
+    if record.state == RunState.ROLLBACK_INCOMPLETE:
         click.echo(f"  {click.style('→', fg='cyan')} planvirt rollback {record.id}")
 
 

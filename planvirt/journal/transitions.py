@@ -67,6 +67,7 @@ STEP_TRANSITIONS = frozenset(
         (StepState.DOING, StepState.DONE),  # the action succeeded
         (StepState.DOING, StepState.FAILED),  # the attempt failed
         (StepState.FAILED, StepState.DOING),  # another attempt
+        (StepState.FAILED, StepState.SKIPPED),  # its condition could be evaluated at last, and is false
         (StepState.DOING, StepState.UNDOING),  # the runner died in the middle of it
         (StepState.DONE, StepState.UNDOING),  # rollback
         (StepState.FAILED, StepState.UNDOING),  # rollback: a failed step may have left something, too

@@ -11,6 +11,7 @@ a step needs. Signs behind a step say what goes wrong on the simulated host:
 """
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from drivers.simulated import SimulatedCompute
@@ -20,12 +21,14 @@ from flows.executor import ThreadExecutor
 from flows.saga import carry_out
 from flows.world import World
 from planvirt.config import Config, HostConfig, StoreConfig
+from planvirt.errors import PlanvirtError
 from planvirt.graph import Step
 from planvirt.journal.journal import Journal
 from planvirt.journal.records import RunRecord, StepRecord
 from planvirt.journal.transitions import RunState
 from planvirt.mark import instance_uuid
-from planvirt.plan import Disk, Instance, OnFailure, Retry
+from planvirt.plan import Deferred, Disk, Instance, OnFailure, Plan, Retry
+from planvirt.secret import Redactor
 
 _WORD = re.compile(
     r"(?P<action>[a-z]+):(?P<name>[a-z]+)(\((?P<needs>[^)]*)\))?(?P<fails>!\d*)?(?P<undo_fails>~\d*)?(?P<off>\?)?"
@@ -57,23 +60,37 @@ class Saga:
         self.journal = Journal(self.config.journal_url)
         self.events: list[str] = []
         self.runs = 0
+        self.redact = Redactor()
+        self.listen: Callable[[Event], None] = self._hear
+        self.abandon = False  # give up the rollback before it begins
+        self.error: PlanvirtError | None = None
 
     def run(
-        self, setup: str, *, on_failure: OnFailure = OnFailure.ROLLBACK, attempts: int = 3, workers: int = 1
+        self,
+        setup: str,
+        *,
+        on_failure: OnFailure = OnFailure.ROLLBACK,
+        attempts: int = 3,
+        workers: int = 1,
+        when: bool | Deferred = True,
     ) -> tuple[RunState, str]:
-        """Carry the saga out. Returns how it ended, and its events in order."""
+        """Carry the saga out; `when` is the condition of every step. Returns how it ended, and its events in order."""
         self.runs += 1
         self.events.clear()
-        steps = [self._step(match, attempts) for match in _WORD.finditer(setup)]
+        steps = [self._step(match, attempts, when) for match in _WORD.finditer(setup)]
         run = f"run-{self.runs}"
         self.journal.begin(
             RunRecord(run, "run", PLAN, "saga.yaml", "", "hash", None, {}, on_failure.value),
             [_record(step, position) for position, step in enumerate(steps)],
         )
         with World(self.config) as world:
+            facts = RunFacts(run, PLAN, "", "2026-01-01T00:00:00Z")
             context = RunContext(
-                RunFacts(run, PLAN, "", "2026-01-01T00:00:00Z"), self.journal, world, self._hear, undo_pause=0.0
+                facts, self.journal, world, self.listen, redact=self.redact, workers=workers, undo_pause=0.0
             )
+            context.plan = Plan(PLAN, Path("saga.yaml"), "", instances=tuple(step.instance for step in steps))
+            if self.abandon:
+                context.abandoned.set()
             executor = ThreadExecutor(workers)
             state, self.error = carry_out(context, steps, {}, on_failure, executor)
             executor.close()
@@ -88,7 +105,7 @@ class Saga:
         if event.kind in _SHOWN:
             self.events.append(f"{event.action}:{event.instance}:{event.kind}")
 
-    def _step(self, match: re.Match[str], attempts: int) -> Step:
+    def _step(self, match: re.Match[str], attempts: int, when: bool | Deferred) -> Step:
         action, name = match["action"], match["name"]
         for sign, calls in (("fails", _DO_CALL), ("undo_fails", _UNDO_CALL)):
             if match[sign]:
@@ -107,7 +124,7 @@ class Saga:
             operation=f"{action}-{name}" if action == "snapshot" else None,
             arguments=arguments,
             needs=tuple(match["needs"].split(",")) if match["needs"] else (),
-            when=not match["off"],
+            when=when if not match["off"] else False,
             retry=Retry(attempts, delay=0.0),
             timeout=20.0,
             final=False,

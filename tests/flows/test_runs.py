@@ -355,3 +355,72 @@ def test_an_api_that_does_not_answer_is_told_and_nothing_is_touched(workshop: Wo
     assert "Traceback" not in ended.err
     assert "PREFECT_API_URL" in ended.err
     assert workshop.left() == []
+
+
+def test_a_server_that_dies_in_the_middle_does_not_keep_the_run_from_its_rollback(workshop: Workshop) -> None:
+    workshop.write("web.yaml", PLAN.replace("[web]}", "[web], with: {grace: 8s}}"))
+    with workshop.simulated.world() as world:
+        world.guests["web-2"] = {"ignores_shutdown": True}
+    process = workshop.begin("run", "web.yaml", "--yes", "--output", "json")
+    try:
+        until(lambda: (workshop.home / "journal.sqlite").exists() and _halting(workshop), 90)
+    finally:
+        assert workshop.planvirt("down").code == 0
+    began = time.monotonic()
+    ended = workshop.finish(process)
+    assert time.monotonic() - began < 60
+    assert ended.code == 1, ended
+    assert ended.document["run"]["state"] == "rolled_back"
+    assert "did not shut down" in ended.document["run"]["error"]["brief"]
+    assert workshop.left() == []
+    assert "Traceback" not in ended.err
+
+
+def test_a_closed_pipe_does_not_end_the_run(shop: Workshop) -> None:
+    process = shop.begin("run", "web.yaml", "--yes", "--output", "json")
+    assert process.stderr is not None
+    process.stderr.close()
+    process.stderr = None
+    assert shop.finish(process).code == 0
+
+
+def test_sigterm_before_the_first_step_cancels_and_frees(shop: Workshop) -> None:
+    process = shop.begin("run", "web.yaml", "--yes")
+    until(lambda: (shop.home / "journal.sqlite").exists() and bool(_claims(shop)))
+    process.terminate()
+    ended = shop.finish(process)
+    assert ended.code == 1, ended
+    assert _claims(shop) == 0
+    assert shop.left() == []
+
+
+def _claims(shop: Workshop) -> int:
+    with journal(shop) as found:
+        return len(found.claims())
+
+
+def test_a_guest_that_repeats_a_secret_does_not_make_it_known(running: Workshop) -> None:
+    running.write(
+        "planvirt.toml", '[hosts.sim]\ndriver = "simulated"\npath = "world.json"\n[secrets.token]\nfile = "token"\n'
+    )
+    running.write("token", "hunter2-swordfish\n")
+    running.write("kernel", "k")
+    with running.simulated.world() as world:
+        world.guests["a"] = {"console": "Kernel command line: token=hunter2-swordfish\n"}
+    running.write(
+        "p.yaml",
+        "planvirt: 1\nname: p\ninstances:\n  a:\n    memory: 64 MiB\n    disks: [1 MiB]\n"
+        '    boot: {kernel: ./kernel, cmdline: "token={{ secrets.token }}"}\n'
+        "    ready: {console: never, within: 500ms}\n",
+    )
+    ended = running.run("p.yaml")
+    assert ended.code == 1, ended
+    assert "token=***" in ended.out
+    assert "hunter2" not in ended.out + ended.err
+    assert not [path for path in running.home.rglob("*") if path.is_file() and b"hunter2" in path.read_bytes()]
+    run = ended.document["run"]["flow_run_id"]
+    time.sleep(3)  # Prefect sends its logs every two seconds
+    logs = api(running, "/logs/filter", {"logs": {"flow_run_id": {"any_": [run]}}, "limit": 200})
+    tasks = api(running, "/task_runs/filter", {"flow_runs": {"id": {"any_": [run]}}})
+    assert logs
+    assert "hunter2" not in json.dumps([logs, tasks])
