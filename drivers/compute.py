@@ -199,7 +199,7 @@ class Compute(Protocol):
     # Looking in
 
     def console(self, name: str) -> str:
-        """All that the guest has written to its serial console since its last start."""
+        """All that the guest has written to its serial console since its last start or reboot."""
 
     def addresses(self, name: str) -> Sequence[str]:
         """The guest's IP addresses as far as the host knows them, IPv4 first."""

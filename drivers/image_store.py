@@ -30,8 +30,8 @@ class StoredImage:
 class ImageStore(Protocol):
     """A place for images.
 
-    The caller chooses an image's id, so that a repeat finds its own work. Methods may raise Transient, Conflict, NotFound,
-    OutOfSpace, WrongChecksum or DriverError, and may be called from several threads and processes at once.
+    The caller chooses an image's id, so that a repeat finds its own work. Methods may raise Transient, Conflict,
+    NotFound, OutOfSpace, WrongChecksum or DriverError, and may be called from several threads and processes at once.
     """
 
     name: str
@@ -42,8 +42,8 @@ class ImageStore(Protocol):
     def upload(self, id: str, data: BinaryIO, size: int | None, deadline: Deadline) -> StoredImage:
         """Read `data` to its end into the image, and return it once the store's size and hash equal what was read.
 
-        `size` is the expected number of bytes, if known. After a failure the record is queued again, and no data is left.
-        An active image with the same content is returned as it is.
+        `size` is the expected number of bytes, if known. After a failure the record is queued again, and no data is
+        left. An active image with the same content is returned as it is.
         """
 
     def get(self, id: str) -> StoredImage | None:

@@ -25,33 +25,44 @@ def log_path(pool: Pool, uuid: str) -> Path:
 
 
 def text(pool: Pool, name: str) -> str:
-    """The console since the last start, its last MiB if it is longer."""
+    """The console since the last start or reboot, its last MiB if it is longer."""
     domain = instances.require(pool.connection, name)
     with translated(f"read the console of {name}"):
-        log = _log_name(domain.UUIDString())
-    data = _tail(pool, log, _LIMIT)
-    if len(data) < _LIMIT:
-        data = _tail(pool, log + _ROTATED[0], _LIMIT - len(data)) + data
+        uuid = domain.UUIDString()
+    log, restart = _log_name(uuid), pool.restarts.get(uuid, 0)
+    data, whole = _tail(pool, log, _LIMIT)
+    if restart and restart <= whole:
+        # A reboot within QEMU leaves the file as it is: what an earlier system wrote stands before this place.
+        data = data[-(whole - restart) :] if restart < whole else b""
+    elif len(data) < _LIMIT:
+        data = _tail(pool, log + _ROTATED[0], _LIMIT - len(data))[0] + data
     return data.decode("utf-8", errors="replace")
 
 
-def _tail(pool: Pool, log: str, limit: int) -> bytes:
+def note_restart(pool: Pool, uuid: str) -> None:
+    """Remember, for this process, where the console of a guest that just rebooted begins anew."""
+    pool.restarts[uuid] = _tail(pool, _log_name(uuid), 1)[1]
+
+
+def _tail(pool: Pool, log: str, limit: int) -> tuple[bytes, int]:
+    """The last bytes of a log, and how long it is."""
     folder = pool.local_folder()
     if folder is not None:
         # What is not there yet, or not for us to read, the daemon can tell of.
         with suppress(OSError), (folder / log).open("rb") as file:
             size = file.seek(0, io.SEEK_END)
             file.seek(max(0, size - limit))
-            return file.read(limit)
+            return file.read(limit), size
     pool.refresh()
     volume = pool.lookup(log)
     if volume is None:
-        return b""
+        return b"", 0
     with io.BufferedReader(VolumeReader(pool.connection.get(), volume)) as reader:
-        data = b""
+        data, size = b"", 0
         while chunk := reader.read(limit):
             data = (data + chunk)[-limit:]
-        return data
+            size += len(chunk)
+        return data, size
 
 
 def forget(pool: Pool, uuid: str) -> None:
@@ -61,6 +72,7 @@ def forget(pool: Pool, uuid: str) -> None:
 
 def forget_rotated(pool: Pool, uuid: str) -> None:
     """Delete what an earlier start wrote: libvirt empties the newest file only."""
+    pool.restarts.pop(uuid, None)
     _delete(pool, [_log_name(uuid) + suffix for suffix in _ROTATED])
 
 

@@ -31,6 +31,7 @@ class Pool:
         self.name = config.pool
         self._wanted_path = config.pool_path
         self._lock = threading.Lock()
+        self.restarts: dict[str, int] = {}  # where in its console a guest began anew, by UUID
 
     def handle(self) -> Any:
         """The running virStoragePool; it is defined, built and started when it is not."""

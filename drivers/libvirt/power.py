@@ -81,6 +81,8 @@ def reboot(pool: Pool, name: str, kind: Literal["soft", "hard"], deadline: Deadl
             domain.reboot(0)
         while not heard.restarted.wait(_LOOK):
             deadline.check()
+    with translated(f"read the console of {name}"):
+        console.note_restart(pool, domain.UUIDString())
 
 
 def wait_state(connection: Connection, name: str, states: frozenset[State], deadline: Deadline) -> State:

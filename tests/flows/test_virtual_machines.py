@@ -241,6 +241,8 @@ operations:
     )
     ended = lab.shop.run(plan)
     assert ended.code == 0, ended
+    waited = next(step for step in ended.document["run"]["steps"] if step["action"] == "wait")
+    assert waited["ended"] - waited["started"] > 0.5  # it was not content with what the guest said before its reboot
     forced = [step["outputs"]["forced"] for step in ended.document["run"]["steps"] if step["action"] == "stop"]
     assert forced[0] is False
     (found,) = [
