@@ -1,52 +1,76 @@
-"""What is true before anything is decided: the instances a plan names, as they are, and what their hosts can do."""
+"""What is true before anything is decided: what a plan has made, and what it names, as it is; what hosts can do."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from drivers.compute import Capabilities, InstanceFacts
+from drivers.compute import Capabilities, InstanceFacts, VolumeFacts
 from flows.world import World
 from planvirt.errors import PlanvirtError
+from planvirt.graph import Step
 from planvirt.journal.journal import Journal
 from planvirt.journal.records import Claim
 from planvirt.mark import instance_uuid
-from planvirt.plan import Plan
+from planvirt.plan import Instance, Plan
+from planvirt.states import State
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What hosts and journal say. `instances` has every instance of the plan, None where it is absent.
+    """What hosts and journal say. `instances` has all that was found, by host and name.
 
-    `undeclared` are instances with the plan's mark that the plan does not name (any more). `claims` tells, by instance,
-    which other run owns it.
+    `made` is what bears the plan's mark, set aside or not. Of that, `elsewhere` is not where the plan says, and
+    `undeclared` is not named by the plan (any more). `volumes` has, by host, what may come back as a kept disk.
+    `claims` tells, by instance, which other run owns it.
     """
 
-    instances: Mapping[str, InstanceFacts | None]
+    instances: Mapping[tuple[str, str], InstanceFacts]
     capabilities: Mapping[str, Capabilities]
+    made: tuple[InstanceFacts, ...] = ()
+    elsewhere: tuple[InstanceFacts, ...] = ()
     undeclared: tuple[InstanceFacts, ...] = ()
+    volumes: Mapping[str, Sequence[VolumeFacts]] = field(default_factory=dict)
     claims: Mapping[str, Claim] = field(default_factory=dict)
+
+    def of(self, step: Step) -> InstanceFacts | None:
+        """What a step is about, as it is before the run; None where it is absent."""
+        aside, place = step.arguments.get("aside"), (step.instance.host, step.instance.name)
+        if aside is None:
+            return self.instances.get(place)
+        found = (item for item in self.made if item.set_aside == aside and (item.host, name_of(item)) == place)
+        return next(found, None)
+
+    def aside(self, name: str) -> tuple[InstanceFacts, ...]:
+        """Where runs have set the instance aside."""
+        return tuple(item for item in self.made if item.set_aside is not None and name_of(item) == name)
 
 
 class HostsUnreachable(PlanvirtError):
     """Some hosts do not answer, so nothing was begun."""
 
 
+def name_of(found: InstanceFacts) -> str:
+    """An instance's own name, also while it is set aside under another one."""
+    return found.mark.instance if found.mark is not None else found.name
+
+
 def gather(world: World, journal: Journal, plan: Plan) -> Facts:
-    """Ask every host that the plan's instances are on, side by side. Raises HostsUnreachable naming all that fail."""
-    wanted = plan.instances
-    hosts = sorted({instance.host for instance in wanted})
-    found: dict[str, dict[str, InstanceFacts]] = {}
-    capabilities: dict[str, Capabilities] = {}
+    """Ask all hosts, side by side: what the plan made may be on one that it does not name any more.
+
+    Raises HostsUnreachable naming all hosts of the plan that fail. Another one may be down.
+    """
+    named = {instance.host for instance in plan.instances}
+    answers: dict[str, _Answer] = {}
     errors: list[PlanvirtError] = []
 
     def ask(host: str) -> None:
         try:
-            driver = world.host(host)
-            capabilities[host] = driver.capabilities()
-            found[host] = {facts.name: facts for facts in driver.instances()}
+            answers[host] = _ask(world, plan, host)
         except PlanvirtError as error:
-            errors.append(error)
+            if host in named:
+                errors.append(error)
 
+    hosts = sorted(named | set(world.config.hosts))
     if len(hosts) == 1:
         ask(hosts[0])
     elif hosts:
@@ -60,13 +84,7 @@ def gather(world: World, journal: Journal, plan: Plan) -> Facts:
             details="\n".join(str(error) for error in errors),
             resolution="\n".join(dict.fromkeys(error.resolution for error in errors if error.resolution)),
         )
-    named = {(item.host, item.name) for item in wanted}
-    return Facts(
-        {item.name: found[item.host].get(item.name) for item in wanted},
-        capabilities,
-        tuple(item for host in hosts for item in found[host].values() if _undeclared(plan, item, named)),
-        claims_on(journal, plan.name, [item.name for item in wanted]),
-    )
+    return _sorted_out(plan, {host: answers[host] for host in hosts if host in answers}, journal)
 
 
 def claims_on(journal: Journal, plan: str, instances: Iterable[str]) -> dict[str, Claim]:
@@ -75,6 +93,59 @@ def claims_on(journal: Journal, plan: str, instances: Iterable[str]) -> dict[str
     return {claim.instance: claim for claim in journal.claims(uuids)}
 
 
-def _undeclared(plan: Plan, found: InstanceFacts, named: set[tuple[str, str]]) -> bool:
-    mine = found.mark is not None and found.mark.plan == plan.name and found.set_aside is None
-    return mine and (found.host, found.name) not in named
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    instances: tuple[InstanceFacts, ...]
+    capabilities: Capabilities | None
+    volumes: tuple[VolumeFacts, ...] | None
+
+
+def _ask(world: World, plan: Plan, host: str) -> _Answer:
+    driver = world.host(host)
+    instances = tuple(driver.instances())
+    wanted = [instance for instance in plan.instances if instance.host == host]
+    concerned = wanted or any(_made_by(plan, item) for item in instances)
+    there = {item.name for item in instances}
+    return _Answer(
+        instances,
+        driver.capabilities() if concerned else None,
+        tuple(driver.volumes()) if any(_may_return(item) for item in wanted if item.name not in there) else None,
+    )
+
+
+def _may_return(wanted: Instance) -> bool:
+    """Whether a disk may come back when the instance is made."""
+    return wanted.state != State.ABSENT and any(disk.keep for disk in wanted.disks)
+
+
+def _sorted_out(plan: Plan, answers: Mapping[str, _Answer], journal: Journal) -> Facts:
+    places = {instance.name: (instance.host, instance.name) for instance in plan.instances}
+    instances = {(item.host, item.name): item for answer in answers.values() for item in answer.instances}
+    made = _seen_once([item for item in instances.values() if _made_by(plan, item)], set(places.values()))
+    astray = [item for item in made if item.set_aside is None and places.get(name_of(item)) != (item.host, item.name)]
+    missing = {name for name, place in places.items() if place not in instances}
+    elsewhere = tuple(item for item in astray if name_of(item) in missing)
+    aside = [item for item in made if item.set_aside is not None and name_of(item) not in places]
+    return Facts(
+        instances,
+        {host: answer.capabilities for host, answer in answers.items() if answer.capabilities is not None},
+        made,
+        elsewhere,
+        tuple(item for item in (*astray, *aside) if item not in elsewhere),
+        {host: answer.volumes for host, answer in answers.items() if answer.volumes is not None},
+        claims_on(journal, plan.name, places),
+    )
+
+
+def _made_by(plan: Plan, found: InstanceFacts) -> bool:
+    """Whether the plan made it. A copy that somebody made of it has the mark, too, but another UUID."""
+    mark = found.mark
+    return mark is not None and mark.plan == plan.name and found.uuid == instance_uuid(plan.name, mark.instance)
+
+
+def _seen_once(made: Iterable[InstanceFacts], places: set[tuple[str, str]]) -> tuple[InstanceFacts, ...]:
+    """The instances by name, each once: two hosts of the configuration may be one hypervisor."""
+    once: dict[InstanceFacts, InstanceFacts] = {}
+    for item in sorted(made, key=lambda item: ((item.host, item.name) not in places, name_of(item), item.host)):
+        once.setdefault(replace(item, host=""), item)
+    return tuple(sorted(once.values(), key=lambda item: (name_of(item), item.host)))

@@ -1,14 +1,14 @@
 """Everything a run, a destroy or a preview decides before anything is touched."""
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from drivers.compute import Capabilities, InstanceFacts
-from flows.facts import Facts, claims_on, gather
+from drivers.compute import InstanceFacts
+from flows.facts import claims_on, gather, name_of
 from flows.preview import Preview, preview
 from flows.world import World
-from planvirt.errors import PlanvirtError
 from planvirt.graph import Graph, Step, build_graph
 from planvirt.journal.journal import Journal
 from planvirt.plan import Instance, Plan, Retry
@@ -33,37 +33,45 @@ def prepare_run(plan: Plan, world: World, journal: Journal) -> Prepared:
 
 
 def prepare_destroy(plan: Plan, world: World, journal: Journal) -> Prepared:
-    """Decide what removing all that the plan made would do: its instances, whether it still names them or not."""
+    """Decide what removing all that the plan made would do: its instances, wherever and however they are now."""
     facts = gather(world, journal, plan)
+    ids = _ids(facts.made)
     declared = {instance.name: instance for instance in plan.instances}
-    made = _made_by(plan, world)
-    steps = tuple(
-        Step(
-            id=f"terminate.{name}",
-            action="terminate",
-            instance=declared.get(name) or _undeclared(found),
-            operation=None,
-            arguments={},
-            needs=tuple(f"terminate.{other}" for other in _dependents(plan, name) if other in made),
-            when=True,
-            retry=declared[name].retry if name in declared else Retry(),
-            timeout=600.0,
-            final=False,
-        )
-        for name, found in made.items()
-    )
-    facts = Facts(
-        dict(facts.instances) | made,
-        dict(facts.capabilities) | _capabilities(world, made),
-        claims=claims_on(journal, plan.name, made),
-    )
-    graph = Graph(steps=_ordered(steps), parallel={})
-    return Prepared("destroy", plan, preview(plan.name, _as_operations(graph), facts))
+    steps = tuple(_terminate(plan, declared.get(name_of(found)), found, ids) for found in facts.made)
+    claims = claims_on(journal, plan.name, map(name_of, facts.made))
+    renamed = tuple(found for found in facts.made if found.set_aside is None and found.name != name_of(found))
+    facts = replace(facts, elsewhere=renamed, undeclared=(), claims=claims)
+    return Prepared("destroy", plan, preview(plan.name, Graph(_ordered(steps), parallel={}), facts))
 
 
-def _as_operations(graph: Graph) -> Graph:
-    """The same steps, to be carried out whatever state the plan declares for their instances."""
-    return Graph(tuple(replace(step, operation="destroy") for step in graph.steps), graph.parallel)
+def _ids(made: Iterable[InstanceFacts]) -> dict[InstanceFacts, str]:
+    """A step's id for each instance; the host is part of it where a name occurs on several."""
+    ids: dict[InstanceFacts, str] = {}
+    often = Counter(name_of(found) for found in made)
+    for found in made:
+        name = f"terminate.{name_of(found)}"
+        step = name if often[name_of(found)] == 1 else f"{name}-{found.host}"
+        while step in ids.values():
+            step = f"{step}-{found.host}"
+        ids[found] = step
+    return ids
+
+
+def _terminate(plan: Plan, declared: Instance | None, found: InstanceFacts, ids: Mapping[InstanceFacts, str]) -> Step:
+    """The step that terminates an instance where it was found, whatever state the plan declares for it."""
+    name = name_of(found)
+    first = _dependents(plan, name) if found.set_aside is None else ()
+    return Step(
+        id=ids[found],
+        action="terminate",
+        instance=_undeclared(found) if declared is None else replace(declared, host=found.host),
+        operation="destroy",
+        arguments={} if found.set_aside is None else {"aside": found.set_aside},
+        needs=tuple(step for other, step in ids.items() if name_of(other) in first and other.set_aside is None),
+        when=True,
+        retry=Retry() if declared is None else declared.retry,
+        timeout=600.0,
+    )
 
 
 def _ordered(steps: tuple[Step, ...]) -> tuple[Step, ...]:
@@ -77,32 +85,10 @@ def _ordered(steps: tuple[Step, ...]) -> tuple[Step, ...]:
     return tuple(ordered)
 
 
-def _made_by(plan: Plan, world: World) -> dict[str, InstanceFacts]:
-    """What bears the plan's mark, on its own hosts and on every other host that answers."""
-    own = {instance.host for instance in plan.instances}
-    made: dict[str, InstanceFacts] = {}
-    for name in world.config.hosts:
-        try:
-            instances = world.host(name).instances()
-        except PlanvirtError:
-            if name in own:
-                raise
-            continue  # a host that the plan does not name may be down
-        for found in instances:
-            if found.mark is not None and found.mark.plan == plan.name and found.set_aside is None:
-                made[found.name] = found
-    return dict(sorted(made.items()))
-
-
-def _capabilities(world: World, made: Mapping[str, InstanceFacts]) -> dict[str, Capabilities]:
-    return {found.host: world.host(found.host).capabilities() for found in made.values()}
-
-
 def _undeclared(found: InstanceFacts) -> Instance:
-    """An instance that an earlier edition of the plan made."""
-    return Instance(
-        name=found.name, group=found.name, host=found.host, vcpus=found.vcpus, memory=found.memory, state=State.ABSENT
-    )
+    """An instance that an earlier edition of the plan made. The host remembers whether it is protected."""
+    name = name_of(found)
+    return Instance(name, name, found.host, found.vcpus, found.memory, state=State.ABSENT, protect=found.protect)
 
 
 def _dependents(plan: Plan, name: str) -> tuple[str, ...]:

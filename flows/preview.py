@@ -1,10 +1,11 @@
 """What a run would do: a pure function of the plan's graph and the facts, shared by preview and run."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from drivers.compute import Capabilities, InstanceFacts
-from flows.facts import Facts
+from flows.facts import Facts, name_of
+from flows.kept_disks import doomed, outliving, returning
 from planvirt.errors import Conflict
 from planvirt.graph import Graph, Step
 from planvirt.mark import instance_uuid
@@ -49,40 +50,63 @@ def preview(plan: str, graph: Graph, facts: Facts) -> Preview:
     conflicts: list[str] = []
     kept: list[Step] = []
     instead: dict[str, tuple[str, ...]] = {}  # a step's id in the graph: the ids to wait for in its place
+    ids = {step.id for step in graph.steps}
     for step in graph.steps:
         needs = tuple(dict.fromkeys(new for need in step.needs for new in instead[need]))
         if step.operation is not None and not _launched_already(plan, step, kept, facts):
             kept.append(replace(step, needs=needs))
-            reasons[step.id] = f"operation {step.operation}"
+            reasons[step.id] = _reason(step)
             instead[step.id] = (step.id,)
             continue
-        found = facts.instances.get(step.instance.name)
-        action, reason = _declared(plan, step.instance, found)
+        action, reason = _declared(plan, step.instance, facts.of(step))
         if action is None:
             if reason:
                 conflicts.append(reason)
             instead[step.id] = needs
             continue
-        decided = replace(step, id=f"{action}.{step.instance.name}", action=action, needs=needs)
+        decided = replace(step, id=_id(step, action, ids), action=action, needs=needs)
+        ids.add(decided.id)
         kept.append(decided)
         reasons[decided.id] = reason
         instead[step.id] = (decided.id,)
     conflicts += [str(claim) for claim in facts.claims.values()]
+    conflicts += _elsewhere(graph, facts)
+    for step in kept:
+        if step.action == "launch" and step.when is not False:
+            conflicts += _in_the_way(plan, step, facts)
     conflicts += _foreseen(plan, kept, facts)
     return Preview(
         plan=plan,
         changes=tuple(_change(step, reasons[step.id]) for step in kept if step.when is not False),
-        destroys=tuple(_destroyed(step, facts) for step in kept if step.action == "terminate"),
+        destroys=tuple(_destroyed(plan, step, facts) for step in kept if step.action == "terminate"),
         conflicts=tuple(dict.fromkeys(conflicts)),
         steps=tuple(kept),
         parallel=graph.parallel,
-        undeclared=tuple(f"{item.name} on {item.host}" for item in facts.undeclared),
+        undeclared=tuple(_place(item) for item in facts.undeclared),
     )
+
+
+def _id(step: Step, action: str, taken: Container[str]) -> str:
+    """The id of a step that is decided to be this action; an operation of the plan may have made the same one."""
+    decided = f"{action}.{step.instance.name}"
+    while decided != step.id and decided in taken:
+        decided = f"declared-{decided}"
+    return decided
+
+
+def _reason(step: Step) -> str:
+    aside = step.arguments.get("aside")
+    return f"operation {step.operation}" if aside is None else f"set aside by run {aside}"
+
+
+def _place(found: InstanceFacts) -> str:
+    aside = f" (set aside by run {found.set_aside})" if found.set_aside is not None else ""
+    return f"{name_of(found)} on {found.host}{aside}"
 
 
 def _launched_already(plan: str, step: Step, before: Sequence[Step], facts: Facts) -> bool:
     """Whether a launch operation finds its instance there, so that it is decided like a declared one."""
-    found = facts.instances.get(step.instance.name)
+    found = facts.of(step)
     gone = any(other.action == "terminate" and other.instance.name == step.instance.name for other in before)
     return step.action == "launch" and found is not None and found.uuid == instance_uuid(plan, found.name) and not gone
 
@@ -134,23 +158,57 @@ def _differs(wanted: Instance, found: InstanceFacts) -> str:
     )
 
 
+def _elsewhere(graph: Graph, facts: Facts) -> list[str]:
+    """Instances of the plan that are not where it says: to launch them would make a second one of each."""
+    declared = {step.instance.name: step.instance for step in graph.steps}
+    conflicts = []
+    for found in facts.elsewhere:
+        wanted = declared.get(name_of(found))
+        if wanted is not None and wanted.host == found.host:
+            conflicts.append(f"{wanted.name}: on host {found.host} it bears the name {found.name}; rename it back")
+        elif wanted is not None:
+            conflicts.append(
+                f"{wanted.name}: it is on host {found.host}, the plan says {wanted.host}; moving it is not possible "
+                "yet: destroy it there first, or put the host back"
+            )
+    return conflicts
+
+
+def _in_the_way(plan: str, step: Step, facts: Facts) -> list[str]:
+    """What earlier runs have left of an instance that cannot be launched for it."""
+    conflicts = [
+        f"{step.instance.name}: it was set aside by run {found.set_aside} on host {found.host}; "
+        f"'planvirt rollback {found.set_aside}' brings it back"
+        for found in facts.aside(step.instance.name)
+    ]
+    for disk in step.instance.disks:
+        try:
+            if disk.keep:
+                returning(plan, step.instance, disk, facts.volumes.get(step.instance.host, ()))
+        except Conflict as error:
+            conflicts.append(f"{step.id}: {error}")
+    return conflicts
+
+
 def _foreseen(plan: str, steps: Sequence[Step], facts: Facts) -> list[str]:
     """What would be refused half-way: verbs that a host lacks, or that meet their instance in a wrong state."""
     states = {
-        name: frozenset({State.ABSENT if found is None or found.uuid != instance_uuid(plan, name) else found.state})
-        for name, found in facts.instances.items()
+        (host, name): frozenset({found.state if found.uuid == instance_uuid(plan, name) else State.ABSENT})
+        for (host, name), found in facts.instances.items()
     }
     conflicts: list[str] = []
     terminated: set[str] = set()
     for step in steps:
         name = step.instance.name
+        place = (step.instance.host, name)
+        before = states.get(place, frozenset({State.ABSENT}))
         verb = verb_for(step.action, step.arguments)
         capabilities = facts.capabilities[step.instance.host]
         if step.action not in capabilities.verbs:
             conflicts.append(f"{step.id}: host {step.instance.host} cannot {step.action}")
         if lack := _lacks(step, capabilities):
             conflicts.append(f"{step.id}: host {step.instance.host} {lack}")
-        if step.action == "launch" and facts.instances.get(name) is not None and State.ABSENT in states[name]:
+        if step.action == "launch" and place in facts.instances and State.ABSENT in before:
             conflicts.append(f"{step.id}: host {step.instance.host} has an instance of that name from elsewhere")
         if step.action == "launch" and name in terminated:
             # What is set aside keeps its UUID until the run commits, and two machines cannot share one.
@@ -158,13 +216,12 @@ def _foreseen(plan: str, steps: Sequence[Step], facts: Facts) -> list[str]:
         if step.action == "terminate":
             terminated.add(name)
         if step.action == "terminate" and step.instance.protect:
-            conflicts.append(f"{step.id}: {name} is protected")
-        before = states[name]
+            conflicts.append(f"{step.id}: {name} is protected; declare it without 'protect' to have it terminated")
         if not before & verb.allowed:
             allowed = ", ".join(sorted(verb.allowed))
             conflicts.append(f"{step.id}: {name} will be {_or(before)}; {verb.name} is allowed in: {allowed}")
         after = _after(step, before)
-        states[name] = before | after if isinstance(step.when, Deferred) else after if step.when else before
+        states[place] = before | after if isinstance(step.when, Deferred) else after if step.when else before
     return conflicts
 
 
@@ -202,14 +259,17 @@ def _change(step: Step, reason: str) -> Change:
     )
 
 
-def _destroyed(step: Step, facts: Facts) -> str:
-    """The instance, and the volumes that go with it."""
-    found = facts.instances.get(step.instance.name)
-    keep = {disk.name for disk in step.instance.disks if disk.keep}
-    kept = f" (keeps {', '.join(sorted(keep))})" if keep else ""
-    count = len(found.volumes) - len(keep) if found else 0
+def _destroyed(plan: str, step: Step, facts: Facts) -> str:
+    """The instance, and the disks that go with it."""
+    found, name = facts.of(step), step.instance.name
+    if found is None:
+        return f"instance {name} on {step.instance.host}"
+    keep = [disk.name for disk in step.instance.disks if disk.keep]
+    count = len(doomed(plan, name, found, keep))
+    stays = outliving(plan, name, found, keep)
+    kept = f" (keeps {', '.join(stays)})" if stays else ""
     disks = "1 disk" if count == 1 else f"{count} disks"
-    return f"instance {step.instance.name} on {step.instance.host} with {disks}{kept}"
+    return f"instance {_place(found)} with {disks}{kept}"
 
 
 def _or(states: frozenset[State]) -> str:

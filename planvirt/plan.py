@@ -142,11 +142,14 @@ class Instance:
     column: int = 0
 
     def spec_hash(self) -> str:
-        """SHA-256 of what makes the machine what it is: an instance with another hash is another machine."""
+        """SHA-256 of what makes the machine what it is: an instance with another hash is another machine.
+
+        What becomes of its disks at its end is no part of that.
+        """
         spec = {
             "vcpus": self.vcpus,
             "memory": self.memory,
-            "disks": [asdict(disk) for disk in self.disks],
+            "disks": [{key: value for key, value in asdict(disk).items() if key != "keep"} for disk in self.disks],
             "nics": [asdict(nic) for nic in self.nics],
             "image": _text(self.image),
             "boot": None

@@ -4,7 +4,7 @@ It exists once. Preview, guards and the reference page all read it here.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from planvirt.states import EXISTING, State
@@ -61,6 +61,9 @@ _ROWS = (
 
 VERBS: dict[str, Verb] = {verb.name: verb for verb in _ROWS}
 
+# What only `planvirt destroy` does: the instance has been terminated by a run that was kept, its name is free already.
+_TERMINATE_ASIDE = replace(VERBS["terminate"], allowed=_states(State.ABSENT), leaves=None, undo="none needed")
+
 ACTIONS: tuple[str, ...] = tuple(dict.fromkeys(name.partition(" ")[0] for name in VERBS))
 
 
@@ -68,4 +71,6 @@ def verb_for(action: str, arguments: Mapping[str, object]) -> Verb:
     """The row that governs an action; a reboot has one row per kind (soft unless the plan says hard)."""
     if action == "reboot":
         return VERBS[f"reboot {arguments.get('kind', 'soft')}"]
+    if action == "terminate" and "aside" in arguments:
+        return _TERMINATE_ASIDE
     return VERBS[action]

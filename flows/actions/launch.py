@@ -11,8 +11,8 @@ from flows.actions.action import Action, Finding
 from flows.actions.wait import wait_ready
 from flows.call import Call
 from flows.images import local_image
+from flows.kept_disks import returning
 from planvirt.journal.records import StepRecord
-from planvirt.mark import read_volume_name
 from planvirt.plan import Disk, Instance
 from planvirt.secret import revealed
 from planvirt.states import State
@@ -42,6 +42,8 @@ def do(call: Call) -> Mapping[str, Any]:
         initrd=_carry(call, boot.initrd) if boot and boot.initrd else None,
         cmdline=str(revealed(call.arguments.get("cmdline", ""))),
         labels=dict(spec.labels),
+        keep=tuple(disk.name for disk in spec.disks if disk.keep),
+        protect=spec.protect,
     )
     call.phase("define", domain=spec.name)
     call.compute.define(domain)
@@ -93,9 +95,9 @@ def _own(call: Call) -> InstanceFacts | None:
 
 
 def _disks(call: Call, spec: Instance) -> list[AttachedDisk]:
+    kept = _kept(call, spec)
     base = _base(call) if spec.disks else None
     mark = call.mark(spec.spec_hash())
-    kept = _kept(call, spec)
     names = {disk.name: kept.get(disk.name) or mark.volume(disk.name) for disk in spec.disks}
     made = [name for disk, name in names.items() if disk not in kept]
     call.phase("create disks", volumes=made)
@@ -129,15 +131,10 @@ def _base(call: Call) -> VolumeFacts | None:
 
 def _kept(call: Call, spec: Instance) -> dict[str, str]:
     """Volumes that an earlier instance of this name left behind, for disks that the plan keeps."""
-    wanted = {disk.name for disk in spec.disks if disk.keep}
-    found: dict[str, str] = {}
-    for volume in call.compute.volumes() if wanted else ():
-        named = read_volume_name(volume.name)
-        if named is None or (named[0].plan, named[0].instance) != (call.run.plan, spec.name):
-            continue
-        if named[1] in wanted and named[0].run != call.run.id:
-            found[named[1]] = volume.name
-    return found
+    wanted = [disk for disk in spec.disks if disk.keep]
+    volumes = call.compute.volumes() if wanted else ()
+    found = {disk.name: returning(call.run.plan, spec, disk, volumes, call.run.id) for disk in wanted}
+    return {disk: volume.name for disk, volume in found.items() if volume is not None}
 
 
 def _carry(call: Call, path: Path) -> str:

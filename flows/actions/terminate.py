@@ -3,30 +3,40 @@
 from collections.abc import Mapping
 from typing import Any
 
+from drivers.compute import InstanceFacts
 from flows.actions.action import Action, Finding
 from flows.call import Call
+from flows.kept_disks import doomed
 from planvirt.journal.records import StepRecord
-from planvirt.mark import read_volume_name
 from planvirt.states import State
 
 
 def do(call: Call) -> Mapping[str, Any]:
-    """Power the instance off and put it out of the way. Its disks stay until the run commits."""
+    """Power the instance off and put it out of the way. Its disks stay until the run commits.
+
+    With the argument `aside` it is about what that earlier run has set aside, and nothing is done before the commit.
+    """
+    if "aside" in call.arguments:
+        left = _left_aside(call, call.arguments["aside"])
+        if left is not None:
+            call.phase("delete at the end", volumes=_doomed(call, left), left_by=left.set_aside)
+        return {}
     found = call.facts()
     if found is None:
         return {}
-    call.phase("set aside", was=found.state, volumes=_doomed(call, found.volumes), aside=call.instance, run=call.run.id)
+    call.phase("set aside", was=found.state, volumes=_doomed(call, found), aside=call.instance, run=call.run.id)
     call.compute.set_aside(call.instance, call.run.id)
     return {}
 
 
 def probe(call: Call) -> Finding:
     """Done when the name is free again."""
-    return Finding.DONE if call.facts() is None and "aside" in call.undo else Finding.NOTHING
+    begun = call.facts() is None and "aside" in call.undo
+    return Finding.DONE if begun or "left_by" in call.undo else Finding.NOTHING
 
 
 def undo(call: Call) -> None:
-    """Bring the instance back, with its disks, running if it ran."""
+    """Bring the instance back, with its disks, running if it ran. What an earlier run left is as it was."""
     if "aside" not in call.undo:
         return
     if call.facts() is None:
@@ -39,10 +49,11 @@ def undo(call: Call) -> None:
 
 def commit(call: Call) -> None:
     """Delete for good what was set aside."""
-    if "aside" not in call.undo:
+    run = call.undo.get("left_by") or call.undo.get("run")
+    if run is None:
         return
     call.phase(f"delete {call.instance}")
-    call.compute.delete_set_aside(call.instance, call.run.id)
+    call.compute.delete_set_aside(call.instance, run)
     for volume in call.undo.get("volumes", []):
         call.phase(f"delete volume {volume}")
         call.compute.delete_volume(volume)
@@ -57,15 +68,14 @@ def leftovers(record: StepRecord) -> list[str]:
     )
 
 
-def _doomed(call: Call, volumes: tuple[str, ...]) -> list[str]:
-    """The volumes that go with the instance: all but those that the plan keeps."""
-    kept = set(call.arguments.get("keep", ()))
-    doomed = []
-    for volume in volumes:
-        named = read_volume_name(volume)
-        if named is not None and named[1] not in kept:
-            doomed.append(volume)
-    return doomed
+def _left_aside(call: Call, run: str) -> InstanceFacts | None:
+    """The instance as `run` has left it; None when it is gone or back."""
+    found = (item for item in call.compute.instances() if (item.uuid, item.set_aside) == (call.uuid, run))
+    return next(found, None)
+
+
+def _doomed(call: Call, found: InstanceFacts) -> list[str]:
+    return doomed(call.run.plan, call.instance, found, call.arguments.get("keep", ()))
 
 
 ACTION = Action(do=do, probe=probe, undo=undo, commit=commit, leftovers=leftovers)

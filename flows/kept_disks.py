@@ -1,0 +1,84 @@
+"""Disks when an instance goes and when it returns: which go with it, which outlive it, which are attached again."""
+
+from collections.abc import Iterable, Mapping
+
+from drivers.compute import InstanceFacts, VolumeFacts
+from planvirt.errors import Conflict
+from planvirt.mark import is_cached, read_volume_name
+from planvirt.plan import Disk, Instance
+from planvirt.units import format_size
+
+_ROUNDING = 4096  # hosts make a disk of whole blocks
+
+
+def doomed(plan: str, instance: str, found: InstanceFacts, keep: Iterable[str]) -> list[str]:
+    """The volumes that go with the instance. `keep` is what the plan keeps by now, besides what the host remembers.
+
+    Only what was made for this very instance goes: a disk of another one may have been attached by hand.
+    """
+    kept = {*keep, *found.keep}
+    return [volume for volume, disk in _own(plan, instance, found).items() if disk not in kept]
+
+
+def outliving(plan: str, instance: str, found: InstanceFacts, keep: Iterable[str]) -> list[str]:
+    """The names of the disks that stay when the instance goes."""
+    kept = {*keep, *found.keep}
+    return sorted({disk for disk in _own(plan, instance, found).values() if disk in kept})
+
+
+def _own(plan: str, instance: str, found: InstanceFacts) -> Mapping[str, str]:
+    """The instance's volumes that were made for it, with the names of the disks."""
+    own = {}
+    for volume in found.volumes:
+        named = read_volume_name(volume)
+        if named is not None and (named[0].plan, named[0].instance) == (plan, instance):
+            own[volume] = named[1]
+    return own
+
+
+def returning(
+    plan: str, spec: Instance, disk: Disk, volumes: Iterable[VolumeFacts], run: str = ""
+) -> VolumeFacts | None:
+    """The volume that an earlier instance left for a disk that the plan keeps. What `run` made itself is not meant.
+
+    Raises Conflict when there are several, or when the volume is not what the plan says: a guest's disk that is read
+    in another format is corrupted, and may name any file of the host as the one beneath it.
+    """
+    found = [volume for volume in volumes if _left_for(plan, spec.name, disk.name, volume) and _run(volume) != run]
+    if not found:
+        return None
+    cannot = f"cannot attach the kept disk {disk.name} of {spec.name}"
+    if len(found) > 1:
+        raise Conflict(
+            f"{cannot}: there are {len(found)} of them",
+            details=", ".join(sorted(volume.name for volume in found)),
+            resolution="delete all but one of them from the host's pool",
+        )
+    wrong = _difference(found[0], disk, first=disk is spec.disks[0])
+    if wrong:
+        raise Conflict(
+            f"{cannot}: {wrong}",
+            details=f"volume {found[0].name}",
+            resolution="undo the plan's edit, give the disk another name, or delete the volume from the host's pool",
+        )
+    return found[0]
+
+
+def _left_for(plan: str, instance: str, disk: str, volume: VolumeFacts) -> bool:
+    named = read_volume_name(volume.name)
+    return named is not None and (named[0].plan, named[0].instance, named[1]) == (plan, instance, disk)
+
+
+def _run(volume: VolumeFacts) -> str:
+    return volume.mark.run if volume.mark is not None else ""
+
+
+def _difference(volume: VolumeFacts, disk: Disk, *, first: bool) -> str:
+    """What makes the volume another disk than the plan's; empty when nothing does."""
+    if volume.format != disk.format:
+        return f"it is {volume.format}, the plan says {disk.format}"
+    if volume.base is not None and not (first and is_cached(volume.base)):
+        return f"it says that it is built on {volume.base}, which planvirt did not do"
+    if disk.size is not None and not 0 <= volume.capacity - disk.size < _ROUNDING:
+        return f"it has {format_size(volume.capacity)}, the plan says {format_size(disk.size)}"
+    return ""
