@@ -1,6 +1,7 @@
 """Disks when an instance goes and when it returns: which go with it, which outlive it, which are attached again."""
 
 from collections.abc import Iterable, Mapping
+from typing import BinaryIO
 
 from drivers.compute import InstanceFacts, VolumeFacts
 from planvirt.errors import Conflict
@@ -9,6 +10,7 @@ from planvirt.plan import Disk, Instance
 from planvirt.units import format_size
 
 _ROUNDING = 4096  # hosts make a disk of whole blocks
+_EXTERNAL_DATA = 1 << 2  # among the incompatible features of a qcow2 header
 
 
 def doomed(plan: str, instance: str, found: InstanceFacts, keep: Iterable[str]) -> list[str]:
@@ -62,6 +64,20 @@ def returning(
             resolution="undo the plan's edit, give the disk another name, or delete the volume from the host's pool",
         )
     return found[0]
+
+
+def check_header(spec: Instance, disk: Disk, file: BinaryIO) -> None:
+    """Raise Conflict when a kept qcow2 disk says that its data is in another file.
+
+    A host judges a volume by its first bytes. planvirt makes no such disk, but the guest of a raw one can write that.
+    """
+    head = file.read(80)
+    features = int.from_bytes(head[72:80]) if head.startswith(b"QFI\xfb") and int.from_bytes(head[4:8]) >= 3 else 0
+    if features & _EXTERNAL_DATA:
+        raise Conflict(
+            f"cannot attach the kept disk {disk.name} of {spec.name}: it says that its data is in another file",
+            resolution="its guest may have written that; save what you need of it by hand, and delete the volume",
+        )
 
 
 def _left_for(plan: str, instance: str, disk: str, volume: VolumeFacts) -> bool:

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from flows.actions.action import Action, Finding
 from flows.actions.wait import wait_ready
 from flows.call import Call
 from flows.images import local_image
-from flows.kept_disks import returning
+from flows.kept_disks import check_header, returning
 from planvirt.journal.records import StepRecord
 from planvirt.plan import Disk, Instance
 from planvirt.secret import revealed
@@ -133,8 +134,15 @@ def _kept(call: Call, spec: Instance) -> dict[str, str]:
     """Volumes that an earlier instance of this name left behind, for disks that the plan keeps."""
     wanted = [disk for disk in spec.disks if disk.keep]
     volumes = call.compute.volumes() if wanted else ()
-    found = {disk.name: returning(call.run.plan, spec, disk, volumes, call.run.id) for disk in wanted}
-    return {disk: volume.name for disk, volume in found.items() if volume is not None}
+    found = {}
+    for disk in wanted:
+        volume = returning(call.run.plan, spec, disk, volumes, call.run.id)
+        if volume is not None:
+            found[disk.name] = volume.name
+            if disk.format == "qcow2":
+                with suppress(Unsupported), call.compute.open_volume(volume.name) as file:
+                    check_header(spec, disk, file)
+    return found
 
 
 def _carry(call: Call, path: Path) -> str:

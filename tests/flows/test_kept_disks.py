@@ -1,10 +1,14 @@
 """Which disks go with an instance, which outlive it, and which a new instance gets back."""
 
+import subprocess
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
+from flows.kept_disks import check_header
 from flows.preview import Refused
+from planvirt.errors import Conflict
 from planvirt.journal.transitions import RunState
 from planvirt.plan import Disk, Instance
 from tests.flows.yard import Yard
@@ -98,6 +102,22 @@ def test_a_kept_disk_whose_header_names_a_file_beneath_it_is_refused(yard: Yard)
     kept_as(yard, base="shadow")
     (conflict,) = yard.preview(KEEPING).conflicts
     assert "it says that it is built on shadow" in conflict
+
+
+@pytest.mark.parametrize(("options", "refused"), [
+    ((), False),
+    (("-o", "data_file=elsewhere.raw"), True),
+    (("-o", "compat=0.10"), False),
+])  # fmt: skip
+def test_a_kept_disk_whose_header_leads_to_another_file_is_refused(
+    tmp_path: Path, options: tuple[str, ...], refused: bool
+) -> None:
+    path = tmp_path / "disk.qcow2"
+    command = ["qemu-img", "create", "-q", "-f", "qcow2", *options, str(path), "1M"]
+    subprocess.run(command, check=True, cwd=tmp_path)
+    disk = Disk("data", 1 << 20, keep=True)
+    with path.open("rb") as file, pytest.raises(Conflict) if refused else nullcontext():
+        check_header(Instance("db", "db", "kvm1", 1, 1 << 20, disks=(disk,)), disk, file)
 
 
 def test_a_kept_disk_may_be_as_much_larger_as_the_host_rounds(yard: Yard) -> None:
