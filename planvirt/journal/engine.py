@@ -1,4 +1,4 @@
-"""Opening the journal's database: SQLite with a write-ahead log by default, any SQLAlchemy URL otherwise."""
+"""Opening the journal's database: SQLite with a write-ahead log by default, or PostgreSQL."""
 
 import json
 from collections.abc import Mapping
@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import Engine, create_engine, event, insert, select
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, IntegrityError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
 
 from planvirt.errors import ConfigError, PlanvirtError
 from planvirt.journal import tables
@@ -23,17 +23,29 @@ class JournalError(PlanvirtError):
 def open_engine(url: str) -> Engine:
     """Connect to the journal's database and make its tables if they are not there.
 
-    Raises ConfigError for a URL that is none, JournalError when the database does not answer or is of a later version.
+    Raises ConfigError for a URL of another kind, JournalError when the database does not answer or has another layout.
     """
     try:
         parsed = make_url(url)
     except ArgumentError as error:
         raise ConfigError("cannot read the journal's url", details=str(error)) from error
-    if parsed.get_backend_name() == "sqlite":
-        engine = _sqlite(url, parsed.database)
+    backend = parsed.get_backend_name()
+    in_memory = backend == "sqlite" and parsed.database in (None, "", ":memory:")
+    if in_memory or backend not in ("sqlite", "postgresql"):
+        raise ConfigError(
+            f"cannot keep the journal in {parsed.render_as_string(hide_password=True)}",
+            resolution="name an SQLite file or a PostgreSQL database in [journal] url",
+        )
+    if backend == "sqlite":
+        engine = _sqlite(url, Path(parsed.database or ""))
     else:
         try:
-            engine = create_engine(parsed, json_serializer=_dumps, pool_pre_ping=True)
+            engine = create_engine(
+                parsed,
+                json_serializer=_dumps,
+                pool_pre_ping=True,
+                isolation_level="READ COMMITTED",  # whoever waited for a row lock must see what it waited for
+            )
         except (NoSuchModuleError, ImportError) as error:
             raise ConfigError(
                 f"cannot open the journal: there is no driver for {parsed.drivername}",
@@ -51,16 +63,15 @@ def open_engine(url: str) -> Engine:
     return engine
 
 
-def _sqlite(url: str, database: str | None) -> Engine:
-    if database and database != ":memory:":
-        try:
-            Path(database).parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise JournalError(
-                f"cannot make the journal's folder {Path(database).parent}",
-                details=error.strerror or str(error),
-                resolution="set PLANVIRT_HOME, or [journal] url in planvirt.toml, to a place that can be written to",
-            ) from error
+def _sqlite(url: str, file: Path) -> Engine:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise JournalError(
+            f"cannot make the journal's folder {file.parent}",
+            details=error.strerror or str(error),
+            resolution="set PLANVIRT_HOME, or [journal] url in planvirt.toml, to a place that can be written to",
+        ) from error
     engine = create_engine(url, json_serializer=_dumps, connect_args={"timeout": _BUSY, "check_same_thread": False})
 
     @event.listens_for(engine, "connect")
@@ -76,31 +87,37 @@ def _sqlite(url: str, database: str | None) -> Engine:
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Any) -> None:
-        reading = connection.get_execution_options().get("reading", False)
-        connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")
+        if not connection.get_execution_options().get("reading"):  # a single query needs no transaction
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
 
     return engine
 
 
 def _lay_out(engine: Engine) -> None:
-    with engine.connect().execution_options(reading=True) as connection:
-        known = (
-            connection.execute(select(tables.layout.c.version)).scalar()
-            if engine.dialect.has_table(connection, "layout")
-            else None
-        )
+    known = _layout(engine)
     if known is None:
         try:
             with engine.begin() as connection:
                 tables.metadata.create_all(connection)
                 connection.execute(insert(tables.layout).values(version=tables.LAYOUT))
-        except IntegrityError:
-            pass  # another process was quicker
-    elif known != tables.LAYOUT:
+        except DBAPIError:
+            known = _layout(engine)  # another process may have been quicker
+            if known is None:
+                raise
+        else:
+            known = tables.LAYOUT
+    if known != tables.LAYOUT:
         raise JournalError(
             f"cannot use the journal: its layout is {known}, this planvirt knows {tables.LAYOUT}",
             resolution="use the planvirt version that wrote it, or another journal",
         )
+
+
+def _layout(engine: Engine) -> int | None:
+    with engine.connect().execution_options(reading=True) as connection:
+        if not engine.dialect.has_table(connection, "layout"):
+            return None
+        return connection.execute(select(tables.layout.c.version)).scalar()
 
 
 def _dumps(value: Any) -> str:

@@ -11,7 +11,6 @@ from types import TracebackType
 from typing import Any, Self
 
 from sqlalchemy import Connection, Row, select
-from sqlalchemy.exc import IntegrityError
 
 from planvirt.errors import Conflict, PlanvirtError
 from planvirt.journal import statements, tables
@@ -94,7 +93,7 @@ class Journal:
             row = self._my_run(connection, run)
             changes: dict[str, Any] = {}
             if error is not None:
-                changes["error"] = dict(error)
+                changes["error"] = error
             if flow_run_id is not None:
                 changes["flow_run_id"] = flow_run_id
             self._move_run(connection, row, to, why, changes)
@@ -118,7 +117,9 @@ class Journal:
                 )
             to = _TAKEN_OVER.get(RunState(row.state), RunState(row.state))
             if to not in ENDED:
-                self._claim(connection, run, connection.execute(statements.STEPS, {"the_run": run}).all())
+                steps = connection.execute(statements.STEPS, {"the_run": run}).all()
+                if steps:
+                    self._claim(connection, run, steps)
                 self._check_latest(connection, run)
             if to != row.state:
                 self._move_run(connection, row, to, why, self._ownership())
@@ -172,16 +173,29 @@ class Journal:
 
     # Steps
 
-    def move_step(self, run: str, step: str, to: StepState, why: str, **changes: Any) -> None:
-        """Change a step's state, and with it `arguments`, `outputs`, `error` or `undo_error`.
+    def move_step(
+        self,
+        run: str,
+        step: str,
+        to: StepState,
+        why: str,
+        *,
+        arguments: Mapping[str, Any] | None = None,
+        outputs: Mapping[str, Any] | None = None,
+        error: Mapping[str, str] | None = None,
+        undo_error: Mapping[str, str] | None = None,
+    ) -> None:
+        """Change a step's state, and with it what else is given. Entering `doing` counts an attempt.
 
-        Entering `doing` counts an attempt. Raises LostClaim unless the run is one's own and owns the instance.
+        Raises LostClaim unless the run is one's own and owns the instance.
         """
         now = self._clock()
+        changes = {"arguments": arguments, "outputs": outputs, "error": error, "undo_error": undo_error}
         with self._database.writing() as connection:
             row = self._my_step(connection, run, step)
             check_step(StepState(row.state), to)
-            values: dict[str, Any] = {"state": to} | changes
+            values: dict[str, Any] = {name: value for name, value in changes.items() if value is not None}
+            values["state"] = to
             if to == StepState.DOING:
                 values |= {"attempts": row.attempts + 1, "started": row.started or now, "phase": ""}
             elif to in (StepState.DONE, StepState.FAILED, StepState.SKIPPED):
@@ -208,10 +222,10 @@ class Journal:
         with self._database.writing() as connection:
             if step is None:
                 state = self._my_run(connection, run).state
-                connection.execute(statements.UPDATE_RUN, {"the_run": run, "error": dict(error)})
+                connection.execute(statements.UPDATE_RUN, {"the_run": run, "error": error})
             else:
                 state = self._my_step(connection, run, step).state
-                self._update_step(connection, run, step, {"error": dict(error)})
+                self._update_step(connection, run, step, {"error": error})
             self._note(connection, run, step, state, state, why)
 
     def steps(self, run: str) -> tuple[StepRecord, ...]:
@@ -246,28 +260,20 @@ class Journal:
     def _claim(self, connection: Connection, run: str, steps: Iterable[StepRecord | Row[Any]]) -> None:
         """Take all the instances if nobody has one: the insert is the swap, the primary key the comparison.
 
-        Everybody takes them in the same order, so that two runs never wait for each other.
+        Everybody takes them in the same order, so that no two runs wait for each other.
         """
         wanted = {step.uuid: step for step in steps}
-        held = connection.execute(statements.CLAIMS_ON, {"the_uuids": list(wanted)}).all()
-        for row in held:
-            if row.run != run:
-                raise _claimed(self._as_claim(row))
-            del wanted[row.uuid]
-        if not wanted:
-            return
         rows = [
             {"uuid": uuid, "instance": step.instance, "host": step.host, "run": run}
             for uuid, step in sorted(wanted.items())
         ]
-        try:
-            with connection.begin_nested():
-                connection.execute(statements.INSERT_CLAIM, rows)
-        except IntegrityError:  # another run was quicker, by less than the time between looking and taking
-            held = connection.execute(statements.CLAIMS_ON, {"the_uuids": list(wanted)}).all()
-            if held:
-                raise _claimed(self._as_claim(held[0])) from None
-            raise Claimed("cannot claim the instances: another run had one just now", resolution="try again") from None
+        connection.execute(statements.insert_claims(connection.dialect.name), rows)
+        held = connection.execute(statements.CLAIMS_ON, {"the_uuids": list(wanted)}).all()
+        for row in held:
+            if row.run != run:
+                raise _claimed(self._as_claim(row))
+        if len(held) != len(wanted):  # it was another run's, which gave it back between the two statements
+            raise Claimed("cannot claim the instances: another run owned one until just now", resolution="try again")
 
     def _as_claim(self, row: Row[*tuple[Any, ...]]) -> Claim:
         alive = row.state not in ENDED and row.lease_until > self._clock()
@@ -276,6 +282,7 @@ class Journal:
     # Whose a run is
 
     def _ownership(self) -> dict[str, Any]:
+        """What makes a run one's own, for as long as a lease lasts."""
         return {"owner": self._who, "token": self._token, "lease_until": self._clock() + LEASE}
 
     def _my_run(self, connection: Connection, run: str) -> Row[Any]:
@@ -359,7 +366,7 @@ class Journal:
                 "after": after,
                 "at": self._clock(),
                 "who": self._who,
-                "why": _storable(why),
+                "why": why,
             },
         )
 
@@ -382,11 +389,6 @@ def _user() -> str:
         return getpass.getuser()
     except (KeyError, OSError):
         return str(os.getuid())
-
-
-def _storable(text: str) -> str:
-    """The text without what databases refuse: broken Unicode, as in file names that are none, and NUL."""
-    return text.encode(errors="replace").decode().replace("\0", "?")
 
 
 def _lost(what: str, row: Row[Any]) -> LostClaim:

@@ -1,6 +1,32 @@
-"""The journal's tables. They are plain SQL that SQLite and PostgreSQL share."""
+"""The journal's tables. They are plain SQL that SQLite and PostgreSQL share; only the latter holds to the lengths."""
 
-from sqlalchemy import JSON, Boolean, Column, Float, ForeignKey, Index, Integer, MetaData, String, Table, Text
+from sqlalchemy import (
+    JSON,
+    Boolean,
+    Column,
+    Dialect,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    TypeDecorator,
+)
+
+
+class Prose(TypeDecorator[str]):
+    """Text of any length and origin. What databases refuse becomes a question mark: broken Unicode, and NUL."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:  # noqa: ARG002 - SQLAlchemy's
+        """The text as it can be kept."""
+        return value if value is None else value.encode(errors="replace").decode().replace("\0", "?")
+
 
 LAYOUT = 1  # raised with every change of a table
 
@@ -14,8 +40,8 @@ runs = Table(
     Column("id", String(64), primary_key=True),
     Column("kind", String(16), nullable=False),
     Column("plan", String(64), nullable=False, index=True),
-    Column("path", Text, nullable=False),
-    Column("text", Text, nullable=False),
+    Column("path", Prose, nullable=False),
+    Column("text", Prose, nullable=False),
     Column("hash", String(64), nullable=False),
     Column("commit", String(64)),
     Column("inputs", JSON, nullable=False),
@@ -24,7 +50,7 @@ runs = Table(
     Column("state", String(24), nullable=False, index=True),
     Column("error", JSON(none_as_null=True)),
     Column("flow_run_id", String(64)),
-    Column("owner", Text, nullable=False),  # for people
+    Column("owner", Prose, nullable=False),  # for people
     Column("token", String(32), nullable=False),  # of the journal whose run it is; empty when it is nobody's
     Column("lease_until", Float, nullable=False),
     Column("created", Float, nullable=False),
@@ -47,7 +73,7 @@ steps = Table(
     Column("final", Boolean, nullable=False),
     Column("decided", JSON, nullable=False),
     Column("state", String(16), nullable=False),
-    Column("phase", Text, nullable=False),
+    Column("phase", Prose, nullable=False),
     Column("attempts", Integer, nullable=False),
     Column("arguments", JSON, nullable=False),
     Column("undo", JSON, nullable=False),
@@ -68,8 +94,8 @@ transitions = Table(
     Column("before", String(24), nullable=False),
     Column("after", String(24), nullable=False),
     Column("at", Float, nullable=False),
-    Column("who", Text, nullable=False),
-    Column("why", Text, nullable=False),
+    Column("who", Prose, nullable=False),
+    Column("why", Prose, nullable=False),
     Index("transitions_by_run", "run", "id"),
 )
 

@@ -1,6 +1,11 @@
 """The journal: what it refuses, what it keeps, and who wins a race for an instance."""
 
 import multiprocessing
+import sqlite3
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -158,14 +163,64 @@ def test_a_place_that_cannot_be_written_is_an_error_in_three_parts(tmp_path: Pat
     assert caught.value.resolution
 
 
-def test_a_wrong_url_is_the_operators_fault() -> None:
+@pytest.mark.parametrize("url", ["not a url", "mysql://db/planvirt", "sqlite://", "sqlite:///:memory:"])
+def test_a_wrong_url_is_the_operators_fault(url: str) -> None:
     with pytest.raises(ConfigError):
-        Journal("not a url")
+        Journal(url)
+
+
+def test_what_the_database_says_is_an_error_in_three_parts(journal: Journal, tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "journal.sqlite")) as database:
+        database.execute("PRAGMA foreign_keys=OFF")
+        for table in ("runs", "steps", "transitions", "claims"):
+            database.execute(f"DROP TABLE {table}")
+    reads: list[Callable[[], object]] = [
+        journal.runs,
+        journal.claims,
+        lambda: journal.run("r1"),
+        lambda: journal.later_runs("r1"),
+        lambda: journal.steps("r1"),
+        lambda: journal.step("r1", "launch.a"),
+        lambda: journal.transitions("r1"),
+    ]
+    for read in reads:
+        with pytest.raises(JournalError, match="cannot read the journal: no such table"):
+            read()
+    with pytest.raises(JournalError, match="cannot write to the journal: no such table"):
+        journal.begin(record("r1"), [step("a")])
+
+
+def test_many_processes_may_make_a_new_journal(tmp_path: Path) -> None:
+    gate = threading.Barrier(6)
+
+    def make(_number: int) -> int:
+        gate.wait()
+        with Journal(f"sqlite:///{tmp_path}/new/journal.sqlite") as journal:
+            return len(journal.runs())
+
+    with ThreadPoolExecutor(6) as threads:
+        assert list(threads.map(make, range(6))) == [0] * 6
+
+
+def test_threads_share_a_journal(journal: Journal) -> None:
+    journal.begin(record("r1"), [step(str(number), number) for number in range(8)])
+    journal.move_run("r1", RunState.RUNNING, "begun")
+
+    def work(number: int) -> None:
+        journal.move_step("r1", f"launch.{number}", StepState.DOING, "attempt 1")
+        for count in range(20):
+            journal.phase("r1", f"launch.{number}", "volume", {f"volume {count}": number})
+            journal.renew("r1")
+            assert len(journal.step("r1", f"launch.{number}").undo) == count + 1
+        journal.move_step("r1", f"launch.{number}", StepState.DONE, "done")
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(work, range(8)))
+    assert {found.state for found in journal.steps("r1")} == {StepState.DONE}
+    assert len(journal.transitions("r1")) == 2 + 8 * 22
 
 
 def test_a_journal_of_another_layout_is_refused(tmp_path: Path) -> None:
-    import sqlite3
-
     url = f"sqlite:///{tmp_path}/journal.sqlite"
     Journal(url).close()
     with sqlite3.connect(tmp_path / "journal.sqlite") as database:
