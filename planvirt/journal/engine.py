@@ -1,6 +1,8 @@
 """Opening the journal's database: SQLite with a write-ahead log by default, or PostgreSQL."""
 
 import json
+import sqlite3
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -79,7 +81,7 @@ def _sqlite(url: str, file: Path) -> Engine:
         # We begin transactions ourselves: sqlite3's own habit would take the write lock too late, and two writers that
         # both hold a read lock can only fail.
         connection.isolation_level = None
-        connection.execute("PRAGMA journal_mode=WAL")
+        _write_ahead(connection)
         # Commits survive a killed process. After a power cut the last ones may be missing; names and ids are chosen
         # from the plan before anything happens, so recovery still finds what such a step made.
         connection.execute("PRAGMA synchronous=NORMAL")
@@ -91,6 +93,20 @@ def _sqlite(url: str, file: Path) -> Engine:
             connection.exec_driver_sql("BEGIN IMMEDIATE")
 
     return engine
+
+
+def _write_ahead(connection: sqlite3.Connection) -> None:
+    """Have a write-ahead log. Making one needs the file for oneself: the one lock for which SQLite does not wait."""
+    patience = time.monotonic() + _BUSY
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > patience:
+                raise
+            time.sleep(0.01)
+        else:
+            return
 
 
 def _lay_out(engine: Engine) -> None:

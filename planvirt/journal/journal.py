@@ -102,7 +102,7 @@ class Journal:
         """Become the owner of a run that was kept, whose rollback is incomplete, or whose process is dead.
 
         What becomes of it begins at once: it is `rolling_back`, or `cancelled` if it had not begun. A run that was
-        committing goes on so. Its instances are claimed again. Returns the run as it is then.
+        committing goes on so. Instances with something to undo are claimed again. Returns the run as it is then.
 
         Raises Claimed while its owner lives, or when another run owns one of the instances by now, and NotRecoverable
         when there is no way back.
@@ -117,9 +117,9 @@ class Journal:
                 )
             to = _TAKEN_OVER.get(RunState(row.state), RunState(row.state))
             if to not in ENDED:
-                steps = connection.execute(statements.STEPS, {"the_run": run}).all()
-                if steps:
-                    self._claim(connection, run, steps)
+                left = connection.execute(statements.UNDOABLE_STEPS, {"the_run": run}).all()
+                if left:
+                    self._claim(connection, run, left)
                 self._check_latest(connection, run)
             if to != row.state:
                 self._move_run(connection, row, to, why, self._ownership())
@@ -167,7 +167,7 @@ class Journal:
             return tuple(_run(row) for row in connection.execute(query, {"the_limit": limit}))
 
     def later_runs(self, run: str) -> tuple[str, ...]:
-        """Ids of later runs, oldest first, that did something on an instance of this run and did not undo it."""
+        """Ids of later runs, oldest first, that did something on an instance on which this one is not undone."""
         with self._database.reading() as connection:
             return tuple(connection.execute(statements.LATER_RUNS, {"the_run": run}).scalars())
 
@@ -187,12 +187,12 @@ class Journal:
     ) -> None:
         """Change a step's state, and with it what else is given. Entering `doing` counts an attempt.
 
-        Raises LostClaim unless the run is one's own and owns the instance.
+        Raises LostClaim unless the run is one's own and, except to skip the step, owns the instance.
         """
         now = self._clock()
         changes = {"arguments": arguments, "outputs": outputs, "error": error, "undo_error": undo_error}
         with self._database.writing() as connection:
-            row = self._my_step(connection, run, step)
+            row = self._my_step(connection, run, step, touching=to != StepState.SKIPPED)
             check_step(StepState(row.state), to)
             values: dict[str, Any] = {name: value for name, value in changes.items() if value is not None}
             values["state"] = to
@@ -292,13 +292,13 @@ class Journal:
             raise _lost(f"cannot go on with run {run}", row)
         return row
 
-    def _my_step(self, connection: Connection, run: str, step: str) -> Row[*tuple[Any, ...]]:
-        """The step, locked together with its run. Raises LostClaim when the run is not one's own."""
+    def _my_step(self, connection: Connection, run: str, step: str, *, touching: bool = True) -> Row[*tuple[Any, ...]]:
+        """The step, locked together with its run. Raises LostClaim when the run or the instance is not one's own."""
         which = {"the_run": run, "the_step": step}
         row: Row[*tuple[Any, ...]] = connection.execute(statements.LOCKED_STEP, which).one()
         if row.token != self._token:
             raise _lost(f"cannot go on with {step}", self._run_row(connection, run))
-        if row.holder is None:
+        if touching and row.holder is None:
             raise LostClaim(
                 f"cannot go on with {step}: this run does not own {row.instance} any more",
                 resolution=f"'planvirt show {run}' tells what it did before",

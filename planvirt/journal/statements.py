@@ -12,6 +12,7 @@ from planvirt.journal.transitions import UNDOABLE, StepState
 _RUN: BindParameter[str] = bindparam("the_run")
 _STEP: BindParameter[str] = bindparam("the_step")
 _MINE = and_(runs.c.id == _RUN, runs.c.token == bindparam("the_token"))
+_UNDOABLE = and_(steps.c.run == _RUN, steps.c.state.in_(sorted(UNDOABLE)))
 
 # Runs
 
@@ -27,7 +28,7 @@ LATER_RUNS = (
     .where(
         runs.c.id != _RUN,
         runs.c.created > select(runs.c.created).where(runs.c.id == _RUN).scalar_subquery(),
-        steps.c.uuid.in_(select(steps.c.uuid).where(steps.c.run == _RUN)),
+        steps.c.uuid.in_(select(steps.c.uuid).where(_UNDOABLE)),
         steps.c.state.in_((StepState.DONE, StepState.COMMITTED, StepState.DOING, StepState.FAILED)),
     )
     .group_by(runs.c.id, runs.c.created)
@@ -39,6 +40,7 @@ LATER_RUNS = (
 INSERT_STEP = insert(steps)
 STEP = select(steps).where(steps.c.run == _RUN, steps.c.id == _STEP)
 STEPS = select(steps).where(steps.c.run == _RUN).order_by(steps.c.position)
+UNDOABLE_STEPS = select(steps).where(_UNDOABLE)
 UPDATE_STEP = update(steps).where(steps.c.run == _RUN, steps.c.id == _STEP)
 # A step with what tells whether it may be written to: who owns its run, and which run owns its instance. Both rows are
 # locked, so that a take-over comes wholly before or wholly after.
@@ -71,9 +73,7 @@ CLAIMS = select(
 ).join(runs, claims.c.run == runs.c.id)
 CLAIMS_ON = CLAIMS.where(claims.c.uuid.in_(bindparam("the_uuids", expanding=True)))
 DELETE_CLAIMS = delete(claims).where(claims.c.run == _RUN)
-DELETE_UNDONE_CLAIMS = DELETE_CLAIMS.where(
-    claims.c.uuid.not_in(select(steps.c.uuid).where(steps.c.run == _RUN, steps.c.state.in_(sorted(UNDOABLE))))
-)
+DELETE_UNDONE_CLAIMS = DELETE_CLAIMS.where(claims.c.uuid.not_in(select(steps.c.uuid).where(_UNDOABLE)))
 
 
 def insert_claims(dialect: str) -> Executable:

@@ -193,13 +193,13 @@ def test_what_the_database_says_is_an_error_in_three_parts(journal: Journal, tmp
 def test_many_processes_may_make_a_new_journal(tmp_path: Path) -> None:
     gate = threading.Barrier(6)
 
-    def make(_number: int) -> int:
+    def make(number: int) -> int:
         gate.wait()
-        with Journal(f"sqlite:///{tmp_path}/new/journal.sqlite") as journal:
+        with Journal(f"sqlite:///{tmp_path}/{number // 6}/journal.sqlite") as journal:
             return len(journal.runs())
 
     with ThreadPoolExecutor(6) as threads:
-        assert list(threads.map(make, range(6))) == [0] * 6
+        assert list(threads.map(make, range(60))) == [0] * 60
 
 
 def test_threads_share_a_journal(journal: Journal) -> None:
