@@ -158,10 +158,10 @@ def under_prefect(shape: Shape, journal: Journal) -> float:
         body,
         name=PLAN,
         run_name=f"{PLAN} {uuid.uuid4()}",
-        description="",
         tags=[f"plan:{PLAN}", "commit:none"],
         workers=WORKERS,
         parameters={"plan": PLAN, "run": "", "commit": "", "inputs": {}},
+        glance=lambda: None,
     )
     settle(flow_runs[0], shape.count)
     return took[0]

@@ -19,7 +19,7 @@ from flows.preview import Refused
 from flows.rollback import leftovers, roll_back
 from flows.saga import carry_out
 from flows.world import World
-from planvirt.errors import Conflict, Exit, PlanvirtError
+from planvirt.errors import Exit, PlanvirtError
 from planvirt.journal.journal import LEASE, Journal, LostClaim
 from planvirt.journal.records import RunRecord, StepRecord
 from planvirt.journal.transitions import ENDED, RunState
@@ -45,10 +45,6 @@ class Result:
     state: RunState
     error: PlanvirtError | None
     leftovers: tuple[str, ...]
-
-
-class CannotRollBack(Conflict):
-    """Later runs rely on what the run did."""
 
 
 def new_run_id() -> str:
@@ -80,6 +76,7 @@ def carry_out_prepared(
         commit=plan.commit,
         inputs=dict(plan.inputs),
         on_failure=plan.on_failure,
+        parallel=dict(found.parallel),
     )
     steps = [
         StepRecord(
@@ -91,6 +88,7 @@ def carry_out_prepared(
             host=step.instance.host,
             operation=step.operation,
             needs=step.needs,
+            final=step.final,
         )
         for position, step in enumerate(found.steps)
     ]
@@ -127,16 +125,6 @@ def _leave(journal: Journal, run: str) -> None:
             journal.move_run(run, RunState.CANCELLED, "its flow did not begin")
         elif state not in ENDED:
             journal.let_go(run)
-
-
-def check_rollback(record: RunRecord, journal: Journal) -> None:
-    """Raise CannotRollBack for a run beneath which later ones have built."""
-    later = journal.later_runs(record.id)
-    if later:
-        raise CannotRollBack(
-            f"cannot roll back run {record.id}: run {later[0]} has worked on its instances since",
-            resolution="an older run cannot be undone beneath a later one; 'planvirt destroy' removes all of it",
-        )
 
 
 def roll_back_run(

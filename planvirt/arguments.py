@@ -59,7 +59,7 @@ ARGUMENTS: dict[str, dict[str, Parse]] = {
 
 DEFAULTS: dict[str, dict[str, Any]] = {
     "stop": {"grace": 60.0, "force": False},
-    "reboot": {"kind": "soft", "grace": 60.0},
+    "reboot": {"kind": "soft"},
     "snapshot": {"quiesce": "never"},
 }
 

@@ -18,7 +18,7 @@ def command(config: str | None, run: str, yes: bool, output: str) -> int:
     """Undo a run that was kept, whose rollback stayed incomplete, or whose process died."""
     from flows.cli.run import confirmed
     from flows.cli.running import connected, finish, reporter
-    from flows.run import check_rollback, roll_back_run
+    from flows.run import roll_back_run
     from flows.world import World
     from planvirt.journal.journal import Journal
     from planvirt.journal.transitions import UNDOABLE, RunState
@@ -26,7 +26,7 @@ def command(config: str | None, run: str, yes: bool, output: str) -> int:
     settings = configuration(config)
     with Journal(settings.journal_url) as journal, World(settings) as world:
         record = find_run(journal, run)
-        check_rollback(record, journal)
+        journal.check_recoverable(record.id)
         steps = [(step.id, step.action, step.instance) for step in journal.steps(record.id) if step.state in UNDOABLE]
         if output == "text":
             print_table(

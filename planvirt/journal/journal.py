@@ -109,24 +109,23 @@ class Journal:
         """
         with self._database.writing() as connection:
             row = self._run_row(connection, run)
-            self._check_free(row)
-            if row.state in _OVER:
-                raise NotRecoverable(
-                    f"cannot roll back run {run}: it has ended as {row.state.replace('_', ' ')}",
-                    resolution="'planvirt destroy' removes what a plan made",
-                )
+            self._check_recoverable(connection, row)
             to = _TAKEN_OVER.get(RunState(row.state), RunState(row.state))
             if to not in ENDED:
                 left = connection.execute(statements.UNDOABLE_STEPS, {"the_run": run}).all()
                 if left:
                     self._claim(connection, run, left)
-                self._check_latest(connection, run)
             if to != row.state:
                 self._move_run(connection, row, to, why, self._ownership())
             else:
                 connection.execute(statements.UPDATE_RUN, {"the_run": run} | self._ownership())
                 self._note(connection, run, None, to, to, why)
             return _run(self._run_row(connection, run))
+
+    def check_recoverable(self, run: str) -> None:
+        """Raise what `take_over` would raise now, short of a claim that another run holds, and change nothing."""
+        with self._database.reading() as connection:
+            self._check_recoverable(connection, self._run_row(connection, run))
 
     def let_go(self, run: str) -> None:
         """Give up a run that has not ended, so that it can be taken over at once. It keeps its claims.
@@ -305,7 +304,7 @@ class Journal:
             )
         return row
 
-    def _check_free(self, row: Row[Any]) -> None:
+    def _check_recoverable(self, connection: Connection, row: Row[Any]) -> None:
         left = row.lease_until - self._clock()
         if left > 0 and row.token != self._token:
             raise Claimed(
@@ -313,12 +312,15 @@ class Journal:
                 details=f"its owner {row.owner} gave a sign of life {LEASE - left:.0f} s ago",
                 resolution="wait for it, or end that process first",
             )
-
-    def _check_latest(self, connection: Connection, run: str) -> None:
-        later = connection.execute(statements.LATER_RUNS, {"the_run": run}).scalars().first()
-        if later is not None:
+        if row.state in _OVER:
             raise NotRecoverable(
-                f"cannot roll back run {run}: run {later} has worked on its instances since",
+                f"cannot roll back run {row.id}: it has ended as {row.state.replace('_', ' ')}",
+                resolution="'planvirt destroy' removes what a plan made",
+            )
+        later = connection.execute(statements.LATER_RUNS, {"the_run": row.id}).scalars().first()
+        if later is not None and row.state != RunState.PENDING:
+            raise NotRecoverable(
+                f"cannot roll back run {row.id}: run {later} has worked on its instances since",
                 resolution="an older run cannot be undone beneath a later one; 'planvirt destroy' removes all of it",
             )
 
