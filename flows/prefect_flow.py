@@ -31,9 +31,14 @@ _QUIET = frozenset(  # too many, or said by the state of the task run
 )
 _DRAWN = 10  # arrows to a task run: they are for the eye, and Prefect pays for each
 _GLANCE = 0.1  # seconds
-_FAREWELL = 20.0  # seconds that Prefect gets to note the end of a run that has ended
+_FAREWELL = 10.0  # seconds that Prefect gets to note the end of a run that has ended
 
 _log = logging.getLogger(__name__)
+
+# When its server is gone, Prefect complains on standard error of every event that it cannot send. The run goes on, and
+# its end tells the user that Prefect's picture of it is incomplete.
+logging.getLogger("prefect._internal").setLevel(logging.CRITICAL)
+logging.raiseExceptions = False
 
 
 class FlowRefused(PlanvirtError):

@@ -169,24 +169,24 @@ def _under_prefect(
 
     def inside(executor: Executor, flow_run_id: str) -> tuple[RunState, PlanvirtError | None]:
         context.journal.set_flow_run(record.id, flow_run_id)
-        return body(executor)
+        with _sign_of_life(context):
+            return body(executor)
 
     context.notify = tell_both
-    with _sign_of_life(context):
-        state, error = run_as_flow(
-            inside,
-            name=record.plan,
-            run_name=f"{record.plan} {record.id}" if record.kind == "run" else f"destroy {record.plan} {record.id}",
-            tags=[f"plan:{record.plan}", f"commit:{(record.commit or 'none')[:12]}"],
-            workers=context.workers,
-            parameters={
-                "plan": Path(record.path).name,
-                "run": record.id,
-                "commit": record.commit or "",
-                "inputs": context.redact(dict(record.inputs)),
-            },
-            glance=signals.tell,
-        )
+    state, error = run_as_flow(
+        inside,
+        name=record.plan,
+        run_name=f"{record.plan} {record.id}" if record.kind == "run" else f"destroy {record.plan} {record.id}",
+        tags=[f"plan:{record.plan}", f"commit:{(record.commit or 'none')[:12]}"],
+        workers=context.workers,
+        parameters={
+            "plan": Path(record.path).name,
+            "run": record.id,
+            "commit": record.commit or "",
+            "inputs": context.redact(dict(record.inputs)),
+        },
+        glance=signals.tell,
+    )
     return Result(record.id, state, error, tuple(leftovers(state, context.journal.steps(record.id))))
 
 

@@ -1,6 +1,7 @@
 """What `run`, `destroy` and `rollback` share: the Prefect server, the progress, and the result."""
 
 import os
+import sys
 import threading
 from collections.abc import Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
@@ -70,4 +71,10 @@ def finish(journal: Journal, result: Result, output: str, pages: str) -> int:
         print_run(record, steps, result.leftovers)
         if record.flow_run_id:
             click.echo(f"in the Prefect UI: {pages}/runs/flow-run/{record.flow_run_id}")
+    if not reachable(f"{pages}/api"):
+        click.echo(f"the Prefect server is gone: only 'planvirt show {record.id}' has the whole of this run", err=True)
+        # Prefect would go on trying to send what it has, for minutes.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(EXITS[result.state])
     return EXITS[result.state]

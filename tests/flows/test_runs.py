@@ -216,8 +216,11 @@ def test_ctrl_c_rolls_back(shop: Workshop) -> None:
 
 def _halting(shop: Workshop) -> bool:
     with journal(shop) as found:
-        (run,) = found.runs(limit=1)
-        return any(step.id == "halt.web-2" and step.state == "doing" for step in found.steps(run.id))
+        return any(
+            step.id == "halt.web-2" and step.state == "doing"
+            for run in found.runs(limit=1)
+            for step in found.steps(run.id)
+        )
 
 
 def test_of_two_runs_at_once_one_wins_and_the_other_touches_nothing(shop: Workshop) -> None:
@@ -415,7 +418,7 @@ def test_a_guest_that_repeats_a_secret_does_not_make_it_known(running: Workshop)
     )
     ended = running.run("p.yaml")
     assert ended.code == 1, ended
-    assert "token=***" in ended.out
+    assert "Kernel command line: ***" in ended.out
     assert "hunter2" not in ended.out + ended.err
     assert not [path for path in running.home.rglob("*") if path.is_file() and b"hunter2" in path.read_bytes()]
     run = ended.document["run"]["flow_run_id"]

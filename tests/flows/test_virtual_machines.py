@@ -122,9 +122,7 @@ operations:
     blob = next(path for path in (lab.shop.folder / "store").rglob("*") if path.name == image["checksum"][7:])
     assert hashlib.sha256(blob.read_bytes()).hexdigest() == image["checksum"].removeprefix("sha256:")
     assert blob.stat().st_size == image["size"]
-    base = next(
-        name for name in lab.host.files() if name.startswith("planvirt-image.") and image["checksum"][7:] not in name
-    )
+    base = next(name for name in lab.host.files() if name.endswith(".qcow2") and image["checksum"][7:] not in name)
     assert hashlib.sha256((lab.host.folder / base).read_bytes()).hexdigest() == base.split(".")[1]
     with lab.host.door() as connection:
         described = connection.lookupByName(f"{lab.word}-one").XMLDesc()
