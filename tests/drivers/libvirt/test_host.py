@@ -175,3 +175,10 @@ def test_acceleration_is_proved_once() -> None:
             assert acceleration.prove(pool_of(qemu), memory) == first
             assert time.monotonic() - began < 1.0
         assert qemu.files() == set()
+
+
+def test_a_disk_of_an_odd_size_can_be_made_again(qemu: QemuHost) -> None:
+    name = Mark("plan", "odd", "run", "ab" * 32).volume("root")
+    first = qemu.compute.create_volume(name, size=10**9, format="qcow2", base=None, deadline=Deadline(30))
+    assert first.capacity >= 10**9
+    assert qemu.compute.create_volume(name, size=10**9, format="qcow2", base=None, deadline=Deadline(30)) == first
