@@ -14,15 +14,18 @@ from planvirt.journal.records import StepRecord
 from planvirt.journal.transitions import UNDOABLE, RunState, StepState
 
 
-def roll_back(context: RunContext, executor: Executor, why: str, error: dict[str, str] | None = None) -> RunState:
-    """Undo every step of the run that began. Returns the state that the run ends in."""
+def roll_back(
+    context: RunContext, executor: Executor, why: str, error: dict[str, str] | None = None, *, to: str | None = None
+) -> RunState:
+    """Undo every step of the run that began, or every one after the step `to`. Returns the state the run ends in."""
     if context.journal.run(context.run.id).state != RunState.ROLLING_BACK:  # else its process died while rolling back
         context.journal.move_run(context.run.id, RunState.ROLLING_BACK, why, error=error)
     records = context.journal.steps(context.run.id)
+    first = next((record.position + 1 for record in records if record.id == to), 0)
     for record in records:
-        if record.state == StepState.PENDING:
+        if record.state == StepState.PENDING and to is None:
             context.journal.move_step(context.run.id, record.id, StepState.SKIPPED, "the run ended before it")
-    todo = {record.id: record for record in records if record.state in UNDOABLE}
+    todo = {record.id: record for record in records if record.state in UNDOABLE and record.position >= first}
     dependents = _dependents(records, todo)
     walk(
         [record.id for record in reversed(records) if record.id in todo],
@@ -33,10 +36,14 @@ def roll_back(context: RunContext, executor: Executor, why: str, error: dict[str
         workers=context.workers,
         stop=context.abandoned.is_set,
     )
-    left = [record for record in context.journal.steps(context.run.id) if record.state in UNDOABLE]
+    left = [
+        record for record in context.journal.steps(context.run.id) if record.id in todo and record.state in UNDOABLE
+    ]
     if left:
         names = ", ".join(record.id for record in left)
         end, why = RunState.ROLLBACK_INCOMPLETE, f"cannot undo {names}"
+    elif to is not None:
+        end, why = RunState.KEPT, f"every step after {to} is undone"
     else:
         end, why = RunState.ROLLED_BACK, "every step is undone"
     context.journal.move_run(context.run.id, end, why)

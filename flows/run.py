@@ -10,13 +10,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from flows.call import RunFacts
-from flows.commit import commit
 from flows.context import Event, RunContext, timestamp
 from flows.executor import Executor
 from flows.interrupt import Signals, interruptible
 from flows.prepare import Prepared
 from flows.preview import Refused
-from flows.rollback import leftovers, roll_back
+from flows.recovery import recover
+from flows.rollback import leftovers
 from flows.saga import carry_out
 from flows.world import World
 from planvirt.errors import Exit, PlanvirtError
@@ -24,7 +24,7 @@ from planvirt.journal.journal import LEASE, Journal, LostClaim
 from planvirt.journal.records import RunRecord, StepRecord
 from planvirt.journal.transitions import ENDED, RunState
 from planvirt.mark import instance_uuid
-from planvirt.plan import OnFailure
+from planvirt.plan import OnFailure, Plan
 from planvirt.secret import Redactor, Secret
 
 EXITS = {
@@ -127,28 +127,33 @@ def _leave(journal: Journal, run: str) -> None:
             journal.let_go(run)
 
 
-def roll_back_run(
-    run: str, world: World, journal: Journal, *, notify: Callable[[Event], None], say: Callable[[str], None]
+def recover_run(
+    run: str,
+    world: World,
+    journal: Journal,
+    *,
+    plan: Plan | None,
+    to: str | None = None,
+    secret_values: Mapping[str, Secret],
+    redact: Redactor,
+    notify: Callable[[Event], None],
+    say: Callable[[str], None],
 ) -> Result:
-    """Undo a run that was kept, whose rollback was incomplete, or whose process died.
+    """Finish a run that was kept, whose rollback stayed incomplete, or whose process died.
 
-    Of a run that died while it committed, the commit is finished: it was past its point of no return. Raises Conflict
-    for a run that lives, or that has ended for good.
+    With its `plan` it goes forward, without one back (to the step `to`, if one is named). A run that died while it
+    committed finishes that in any case: it was past its point of no return. Raises Conflict for a run that lives, or
+    that has ended for good.
     """
-    record = journal.take_over(run, "rollback asked for")
-    facts = RunFacts(record.id, record.plan, record.commit or "", timestamp(record.created))
-    context = RunContext(facts, journal, world, notify)
-
-    def body(executor: Executor) -> tuple[RunState, PlanvirtError | None]:
-        if record.state == RunState.COMMITTING:
-            return commit(context, executor)
-        return roll_back(context, executor, "rollback asked for"), None
-
+    record = journal.take_over(run, "resume asked for" if plan else "rollback asked for", forward=plan is not None)
+    images = plan.images if plan else {}
+    facts = RunFacts(record.id, record.plan, record.commit or "", timestamp(record.created), images)
+    context = RunContext(facts, journal, world, notify, plan=plan, secrets=secret_values, redact=redact)
     with interruptible(context, say) as signals:
         try:
             if record.state == RunState.CANCELLED:
                 return Result(record.id, record.state, None, ())
-            return _under_prefect(context, body, record, signals)
+            return _under_prefect(context, lambda executor: recover(context, record, executor, to), record, signals)
         finally:
             _leave(journal, record.id)
 

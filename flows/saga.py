@@ -30,6 +30,17 @@ def carry_out(
     `finally` steps run after the others, also when one of those failed, but not after an interruption.
     """
     context.journal.move_run(context.run.id, RunState.RUNNING, "begun")
+    return go_on(context, steps, parallel, on_failure, executor)
+
+
+def go_on(
+    context: RunContext,
+    steps: Sequence[Step],
+    parallel: Mapping[str, int],
+    on_failure: OnFailure,
+    executor: Executor,
+) -> tuple[RunState, PlanvirtError | None]:
+    """Do what is left of a run that is running. Needs of the steps that are not among them count as met."""
     body = [step for step in steps if not step.final]
     final = [step for step in steps if step.final]
     error = _do(context, body, parallel, executor)

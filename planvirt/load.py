@@ -17,7 +17,7 @@ from planvirt.instances import build_instances
 from planvirt.names import collect_names
 from planvirt.operations import build_operations
 from planvirt.paths import Bounds
-from planvirt.plan import OnFailure, Plan, Retry
+from planvirt.plan import OnCrash, OnFailure, Plan, Retry
 from planvirt.problems import Problems
 from planvirt.references import Checker
 from planvirt.render import Renderer, prune
@@ -116,6 +116,7 @@ def _build(
         description=data.get("description", ""),
         inputs=inputs.values,
         on_failure=OnFailure(data.get("on_failure", "rollback")),
+        on_crash=OnCrash(data.get("on_crash", "rollback")),
         images=images,
         instances=instances,
         operations=operations,

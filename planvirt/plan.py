@@ -24,6 +24,13 @@ class OnFailure(StrEnum):
     ASK = "ask"
 
 
+class OnCrash(StrEnum):
+    """What recovery does with a run whose process died."""
+
+    ROLLBACK = "rollback"
+    RESUME = "resume"
+
+
 @dataclass(frozen=True, slots=True)
 class Deferred:
     """A template that is rendered when its step begins.
@@ -201,6 +208,7 @@ class Plan:
     commit: str | None = None  # the git commit of the file, with "-dirty" when it has changes
     inputs: Mapping[str, Any] = field(default_factory=dict)
     on_failure: OnFailure = OnFailure.ROLLBACK
+    on_crash: OnCrash = OnCrash.ROLLBACK
     images: Mapping[str, Image] = field(default_factory=dict)
     instances: tuple[Instance, ...] = ()
     operations: tuple[Operation, ...] = ()

@@ -23,13 +23,14 @@ class Action:
 
     Each is idempotent. `do` returns the step's outputs, which later steps may use and the journal keeps. `probe` looks
     at the world and changes nothing. `undo` copes with a `do` that stopped anywhere. `leftovers` names what an undo
-    that failed has left, from the step's record.
+    that failed has left, from the step's record. `outputs` finds what a `do` that is done would have returned.
     """
 
     do: Callable[[Call], Mapping[str, Any]]
     probe: Callable[[Call], Finding]
     undo: Callable[[Call], None]
     commit: Callable[[Call], None] | None = None
+    outputs: Callable[[Call], Mapping[str, Any]] = lambda _: {}
     leftovers: Callable[[StepRecord], list[str]] = lambda _: []
 
 

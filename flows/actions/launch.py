@@ -58,13 +58,22 @@ def do(call: Call) -> Mapping[str, Any]:
 
 
 def probe(call: Call) -> Finding:
-    """Done when the instance is in its declared state; a defined but stopped one is only part of a launch."""
+    """Done when the instance is in its declared state, and nothing had to be waited for after that.
+
+    What else there may be of it, from a disk to a guest that is not ready, is a part of a launch.
+    """
     found = _own(call)
     if found is None:
-        made = {volume.name for volume in call.compute.volumes()}
-        return Finding.PARTIAL if made & set(call.undo.get("volumes", [])) else Finding.NOTHING
+        return Finding.PARTIAL if _made(call) else Finding.NOTHING
     wanted = call.spec.state if call.spec is not None else State.RUNNING
-    return Finding.DONE if found.state == wanted else Finding.PARTIAL
+    ready = call.spec is not None and call.spec.ready is None
+    return Finding.DONE if found.state == wanted and ready else Finding.PARTIAL
+
+
+def outputs(call: Call) -> Mapping[str, Any]:
+    """What a finished launch returns."""
+    addresses = list(call.compute.addresses(call.instance)) if call.spec is not None and call.spec.nics else []
+    return {"uuid": call.uuid, "host": call.host, "addresses": addresses}
 
 
 def undo(call: Call) -> None:
@@ -72,7 +81,7 @@ def undo(call: Call) -> None:
     if _own(call) is not None:
         call.phase(f"remove {call.instance}")
         call.compute.undefine(call.instance)
-    for volume in call.undo.get("volumes", []):
+    for volume in dict.fromkeys([*call.undo.get("volumes", []), *_made(call)]):
         call.phase(f"delete volume {volume}")
         call.compute.delete_volume(volume)
 
@@ -93,6 +102,16 @@ def _own(call: Call) -> InstanceFacts | None:
     """The instance, if it is the work of this very run."""
     found = call.facts()
     return found if found is not None and found.mark is not None and found.mark.run == call.run.id else None
+
+
+def _made(call: Call) -> list[str]:
+    """The volumes that this run has made for the instance: their names tell, whatever the journal knows."""
+    mine = []
+    for volume in call.compute.volumes():
+        mark = volume.mark
+        if mark is not None and (mark.plan, mark.instance, mark.run) == (call.run.plan, call.instance, call.run.id):
+            mine.append(volume.name)
+    return mine
 
 
 def _disks(call: Call, spec: Instance) -> list[AttachedDisk]:
@@ -156,4 +175,4 @@ def _addresses(call: Call, spec: Instance) -> list[str]:
     return list(call.compute.addresses(spec.name)) if spec.nics and spec.state == State.RUNNING else []
 
 
-ACTION = Action(do=do, probe=probe, undo=undo, leftovers=leftovers)
+ACTION = Action(do=do, probe=probe, undo=undo, leftovers=leftovers, outputs=outputs)

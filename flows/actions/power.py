@@ -33,8 +33,8 @@ def undo_start(call: Call) -> None:
 
 
 def probe_start(call: Call) -> Finding:
-    """Done when it runs."""
-    return Finding.DONE if _state(call) == State.RUNNING else Finding.NOTHING
+    """Done when it was meant to and runs."""
+    return Finding.DONE if "was" in call.undo and _state(call) == State.RUNNING else Finding.NOTHING
 
 
 def do_stop(call: Call) -> Mapping[str, Any]:
@@ -89,8 +89,10 @@ def undo_stop(call: Call) -> None:
 
 
 def probe_stop(call: Call) -> Finding:
-    """Done when it is off."""
-    return Finding.DONE if _state(call) == State.STOPPED else Finding.NOTHING
+    """Done when it was meant to and is off; a guest that was asked may still be on its way."""
+    if "was" not in call.undo:
+        return Finding.NOTHING
+    return Finding.DONE if _state(call) == State.STOPPED else Finding.PARTIAL
 
 
 def do_reboot(call: Call) -> Mapping[str, Any]:

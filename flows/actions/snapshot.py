@@ -23,18 +23,29 @@ def do(call: Call) -> Mapping[str, Any]:
     image = image_id(call.run.id, call.step)
     call.phase("create the image record", store=store.name, image=image, volume=target)
     store.create(image, name=str(upload["name"]), format="qcow2", properties=_properties(call, found.mark.spec, disk))
-    call.phase("copy the disk")
-    exported = _export(call, volume, target)
-    call.phase("upload the image")
-    with call.compute.open_volume(exported.name) as data:
-        stored = store.upload(image, data, None, call.deadline)
+    stored = store.get(image)
+    if stored is None or stored.status != "active":  # else an earlier attempt came that far
+        call.phase("copy the disk")
+        exported = _export(call, volume, target)
+        call.phase("upload the image")
+        with call.compute.open_volume(exported.name) as data:
+            store.upload(image, data, None, call.deadline)
     call.phase("delete the copy on the host")
     call.compute.delete_volume(target)
+    return outputs(call)
+
+
+def outputs(call: Call) -> Mapping[str, Any]:
+    """The image, as later steps refer to it."""
+    store, image = call.undo["store"], call.undo["image"]
+    stored = call.world.store(store).get(image)
+    if stored is None:
+        raise NotFound(f"cannot find image {image} in store {store} any more")
     return {
-        "image": f"{store.name}/{image}",
+        "image": f"{store}/{image}",
         "id": image,
         "name": stored.name,
-        "store": store.name,
+        "store": store,
         "size": stored.size,
         "checksum": stored.checksum,
     }
@@ -115,4 +126,4 @@ def _properties(call: Call, spec: str, disk: str) -> dict[str, str]:
     }
 
 
-ACTION = Action(do=do, probe=probe, undo=undo, leftovers=leftovers)
+ACTION = Action(do=do, probe=probe, undo=undo, leftovers=leftovers, outputs=outputs)

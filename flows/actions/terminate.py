@@ -30,9 +30,12 @@ def do(call: Call) -> Mapping[str, Any]:
 
 
 def probe(call: Call) -> Finding:
-    """Done when the name is free again."""
-    begun = call.facts() is None and "aside" in call.undo
-    return Finding.DONE if begun or "left_by" in call.undo else Finding.NOTHING
+    """Done when the instance is where this run meant to put it, or gone from where it was meant to be taken."""
+    if "left_by" in call.undo:
+        return Finding.DONE
+    if "aside" not in call.undo:
+        return Finding.NOTHING
+    return Finding.NOTHING if call.facts() is not None else Finding.DONE
 
 
 def undo(call: Call) -> None:

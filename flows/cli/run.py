@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from flows.prepare import Prepared
     from flows.world import World
     from planvirt.journal.journal import Journal
+    from planvirt.plan import Plan
 
 
 @click.command("run")
@@ -44,6 +45,7 @@ def carry_out(kind: str, config: str | None, plan: str, inputs: tuple[str, ...],
     checked = load_plan(Path(plan), config=settings, inputs=read_inputs(inputs))
     prepare = {"run": prepare_run, "destroy": prepare_destroy}[kind]
     with World(settings) as world, Journal(settings.journal_url) as journal:
+        _recover_dead(checked, settings, world, journal, yes=yes, output=output)
         prepared = prepare(checked, world, journal)
         if output == "text":
             print_preview(prepared.preview, kind)
@@ -55,6 +57,27 @@ def carry_out(kind: str, config: str | None, plan: str, inputs: tuple[str, ...],
         if not yes and not confirmed(f"{kind} this?"):
             return Exit.FAILED
         return _begin(prepared, lambda: prepare(checked, world, journal), settings, world, journal, output)
+
+
+def _recover_dead(
+    plan: "Plan", settings: Config, world: "World", journal: "Journal", *, yes: bool, output: str
+) -> None:
+    """Finish first what a dead process has left on instances of this plan, as the plan of that run says."""
+    from flows.cli.recovering import finish_run
+    from flows.facts import claims_on
+    from flows.recovery import plan_of, wants_to_go_on
+
+    claims = claims_on(journal, plan.name, [instance.name for instance in plan.instances])
+    held = {claim.run for claim in claims.values()}
+    for record in journal.dead():
+        if record.id not in held:
+            continue
+        forward = wants_to_go_on(record)
+        what = "resume" if forward else "roll back"
+        click.echo(f"run {record.id} died while it owned instances of this plan", err=True)
+        if yes or confirmed(f"{what} it first?"):
+            old = plan_of(record, settings, as_recorded=True) if forward else None
+            finish_run(record, settings, world, journal, output if output == "text" else "none", plan=old)
 
 
 def _begin(

@@ -58,7 +58,7 @@ def _import_prefect() -> None:
 @contextmanager
 def reporter(output: str, steps: Sequence[tuple[str, str, str]]) -> Iterator[Lines | LiveTable]:
     """Show the run's progress on standard error."""
-    with shown(steps, plain=output == "json") as view:
+    with shown(steps, plain=output != "text") as view:
         yield view
 
 
@@ -67,7 +67,7 @@ def finish(journal: Journal, result: Result, output: str, pages: str) -> int:
     record, steps = journal.run(result.run), journal.steps(result.run)
     if output == "json":
         print_json(documents.run(record, steps, result.leftovers))
-    else:
+    elif output == "text":
         print_run(record, steps, result.leftovers)
         if record.flow_run_id:
             click.echo(f"in the Prefect UI: {pages}/runs/flow-run/{record.flow_run_id}")

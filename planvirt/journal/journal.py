@@ -98,21 +98,29 @@ class Journal:
                 changes["flow_run_id"] = flow_run_id
             self._move_run(connection, row, to, why, changes)
 
-    def take_over(self, run: str, why: str) -> RunRecord:
+    def take_over(self, run: str, why: str, *, forward: bool = False) -> RunRecord:
         """Become the owner of a run that was kept, whose rollback is incomplete, or whose process is dead.
 
-        What becomes of it begins at once: it is `rolling_back`, or `cancelled` if it had not begun. A run that was
-        committing goes on so. Instances with something to undo are claimed again. Returns the run as it is then.
+        What becomes of it begins at once: it is `rolling_back`, or `cancelled` if it had not begun; with `forward` one
+        that was running or kept is `running`. A run that was committing goes on so. Instances with something to undo
+        (or to do, going forward) are claimed again. Returns the run as it is then.
 
         Raises Claimed while its owner lives, or when another run owns one of the instances by now, and NotRecoverable
         when there is no way back.
         """
         with self._database.writing() as connection:
             row = self._run_row(connection, run)
-            self._check_recoverable(connection, row)
-            to = _TAKEN_OVER.get(RunState(row.state), RunState(row.state))
+            self._check_recoverable(connection, row, "resume" if forward else "roll back")
+            state = RunState(row.state)
+            if forward and state in (RunState.ROLLING_BACK, RunState.ROLLBACK_INCOMPLETE):
+                raise NotRecoverable(
+                    f"cannot resume run {run}: it is being rolled back",
+                    resolution=f"finish that: 'planvirt rollback {run}'",
+                )
+            to = (_RESUMED if forward else _TAKEN_OVER).get(state, state)
             if to not in ENDED:
-                left = connection.execute(statements.UNDOABLE_STEPS, {"the_run": run}).all()
+                which = statements.STEPS if forward else statements.UNDOABLE_STEPS
+                left = connection.execute(which, {"the_run": run}).all()
                 if left:
                     self._claim(connection, run, left)
             if to != row.state:
@@ -125,7 +133,13 @@ class Journal:
     def check_recoverable(self, run: str) -> None:
         """Raise what `take_over` would raise now, short of a claim that another run holds, and change nothing."""
         with self._database.reading() as connection:
-            self._check_recoverable(connection, self._run_row(connection, run))
+            self._check_recoverable(connection, self._run_row(connection, run), "roll back")
+
+    def dead(self) -> tuple[RunRecord, ...]:
+        """The runs that have not ended and that nobody works on any more, oldest first."""
+        with self._database.reading() as connection:
+            rows = connection.execute(statements.OPEN_RUNS).all()
+        return tuple(_run(row) for row in rows if row.lease_until <= self._clock())
 
     def let_go(self, run: str) -> None:
         """Give up a run that has not ended, so that it can be taken over at once. It keeps its claims.
@@ -304,7 +318,7 @@ class Journal:
             )
         return row
 
-    def _check_recoverable(self, connection: Connection, row: Row[Any]) -> None:
+    def _check_recoverable(self, connection: Connection, row: Row[Any], what: str) -> None:
         left = row.lease_until - self._clock()
         if left > 0 and row.token != self._token:
             raise Claimed(
@@ -314,14 +328,14 @@ class Journal:
             )
         if row.state in _OVER:
             raise NotRecoverable(
-                f"cannot roll back run {row.id}: it has ended as {row.state.replace('_', ' ')}",
+                f"cannot {what} run {row.id}: it has ended as {row.state.replace('_', ' ')}",
                 resolution="'planvirt destroy' removes what a plan made",
             )
         later = connection.execute(statements.LATER_RUNS, {"the_run": row.id}).scalars().first()
         if later is not None and row.state != RunState.PENDING:
             raise NotRecoverable(
-                f"cannot roll back run {row.id}: run {later} has worked on its instances since",
-                resolution="an older run cannot be undone beneath a later one; 'planvirt destroy' removes all of it",
+                f"cannot {what} run {row.id}: run {later} has worked on its instances since",
+                resolution="a later run relies on what is there now; 'planvirt destroy' removes all of it",
             )
 
     # Common
@@ -376,6 +390,10 @@ class Journal:
 _NOBODYS = {"token": "", "lease_until": 0.0}
 
 # What a run becomes when somebody takes it over; in other states it stays what it is.
+_RESUMED = {
+    RunState.PENDING: RunState.CANCELLED,  # it did nothing yet: a new run is simpler
+    RunState.KEPT: RunState.RUNNING,
+}
 _TAKEN_OVER = {
     RunState.PENDING: RunState.CANCELLED,  # it did nothing yet
     RunState.RUNNING: RunState.ROLLING_BACK,

@@ -6,7 +6,7 @@ from sqlalchemy import BindParameter, and_, bindparam, delete, insert, select, u
 from sqlalchemy.sql import Executable
 
 from planvirt.journal.tables import claims, runs, steps, transitions
-from planvirt.journal.transitions import UNDOABLE, StepState
+from planvirt.journal.transitions import ENDED, UNDOABLE, StepState
 
 # Names of values begin with "the_": an update without a list of columns sets those that its other values are named for.
 _RUN: BindParameter[str] = bindparam("the_run")
@@ -20,6 +20,7 @@ INSERT_RUN = insert(runs)
 RUN = select(runs).where(runs.c.id == _RUN)
 LOCKED_RUN = RUN.with_for_update()
 LATEST_RUNS = select(runs).order_by(runs.c.created.desc(), runs.c.id.desc()).limit(bindparam("the_limit"))
+OPEN_RUNS = select(runs).where(runs.c.state.not_in(sorted(ENDED))).order_by(runs.c.created, runs.c.id)
 UPDATE_RUN = update(runs).where(runs.c.id == _RUN)
 UPDATE_MY_RUN = update(runs).where(_MINE)
 LATER_RUNS = (

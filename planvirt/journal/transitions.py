@@ -57,6 +57,8 @@ RUN_TRANSITIONS = frozenset(
         (RunState.ROLLING_BACK, RunState.ROLLBACK_INCOMPLETE),  # some undo failed for good
         (RunState.ROLLBACK_INCOMPLETE, RunState.ROLLING_BACK),  # somebody finishes the rollback
         (RunState.KEPT, RunState.ROLLING_BACK),  # somebody decides for the rollback after all
+        (RunState.KEPT, RunState.RUNNING),  # somebody decides to go on
+        (RunState.ROLLING_BACK, RunState.KEPT),  # rolled back as far as somebody asked for
     }
 )
 
@@ -68,6 +70,7 @@ STEP_TRANSITIONS = frozenset(
         (StepState.DOING, StepState.FAILED),  # the attempt failed
         (StepState.FAILED, StepState.DOING),  # another attempt
         (StepState.FAILED, StepState.SKIPPED),  # its condition could be evaluated at last, and is false
+        (StepState.UNDONE, StepState.PENDING),  # the run is resumed after a rollback of a part
         (StepState.DOING, StepState.UNDOING),  # the runner died in the middle of it
         (StepState.DONE, StepState.UNDOING),  # rollback
         (StepState.FAILED, StepState.UNDOING),  # rollback: a failed step may have left something, too

@@ -248,12 +248,63 @@ def test_after_kill_9_the_next_run_says_what_to_do_and_rollback_does_it(shop: Wo
     assert refused.code == 6
     assert shop.planvirt("rollback", run.id, "--yes").code == 6  # its lease still lasts
     _let_the_lease_lapse(shop, run.id)
-    refused = shop.planvirt("run", "web.yaml", "--yes")
-    assert f"planvirt rollback {run.id}" in refused.err
     assert f"planvirt rollback {run.id}" in shop.planvirt("doctor").out
-    assert shop.planvirt("rollback", run.id, "--yes").code == 0
-    assert shop.left() == []
-    assert shop.run("web.yaml").code == 0
+    assert f"planvirt rollback {run.id}" in shop.planvirt("preview", "web.yaml").out
+    again = shop.run("web.yaml")
+    assert again.code == 0, again
+    assert f"run {run.id} died" in again.err
+    with journal(shop) as found:
+        assert found.run(run.id).state == RunState.ROLLED_BACK
+
+
+def test_recover_goes_on_with_a_run_whose_plan_says_so(shop: Workshop) -> None:
+    shop.write("web.yaml", PLAN.replace("name: web\n", "name: web\non_crash: resume\n", 1))
+    shop.simulated.fail("request_shutdown", name="web-2", kill=True, at="before")
+    assert shop.finish(shop.begin("run", "web.yaml", "--yes")).code == -signal.SIGKILL
+    assert "0 runs to recover" in shop.planvirt("recover").out  # its lease still lasts
+    with journal(shop) as found:
+        (run,) = found.runs()
+    _let_the_lease_lapse(shop, run.id)
+    ended = shop.planvirt("recover", "--output", "json")
+    assert ended.code == 0, ended
+    assert ended.document == {"recovered": [{"id": run.id, "plan": "web", "state": "succeeded"}]}
+    steps = shop.planvirt("show", run.id, "--output", "json").document["run"]["steps"]
+    assert {step["state"] for step in steps} == {"done"}
+    assert [step["attempts"] for step in steps if step["action"] == "launch"] == [1, 1]
+    assert len(shop.images()) == 1
+
+
+def test_a_kept_run_is_resumed_where_it_failed(shop: Workshop) -> None:
+    shop.write("web.yaml", PLAN.replace("name: web\n", "name: web\non_failure: keep\n", 1))
+    shop.simulated.fail("request_shutdown", name="web-2", times=1, error="error")
+    assert shop.run("web.yaml").code == 5
+    shop.write("web.yaml", (shop.folder / "web.yaml").read_text() + "# a remark\n")
+    refused = shop.planvirt("resume", "last")
+    assert refused.code == 6
+    assert "has changed since it began" in refused.err
+    ended = shop.planvirt("resume", "last", "--as-recorded", "--output", "json")
+    assert ended.code == 0, ended
+    attempts = {step["id"]: step["attempts"] for step in ended.document["run"]["steps"]}
+    assert attempts["launch.web-1"] == 1
+    assert attempts["halt.web-2"] == 2
+    assert len(shop.images()) == 1
+
+
+def test_a_rollback_to_a_step_keeps_what_came_before_it(shop: Workshop) -> None:
+    shop.write("web.yaml", PLAN.replace("name: web\n", "name: web\non_failure: keep\n", 1))
+    shop.simulated.fail("request_shutdown", name="web-2", times=1, error="error")
+    assert shop.run("web.yaml").code == 5
+    assert shop.planvirt("rollback", "last", "--to", "nowhere", "--yes").code == 2
+    ended = shop.planvirt("rollback", "last", "--to", "launch.web-2", "--yes", "--output", "json")
+    assert ended.code == 0, ended
+    assert ended.document["run"]["state"] == "kept"
+    assert shop.images() == []
+    found = shop.simulated.instance("web-1")
+    assert found is not None
+    assert found.state == "running"
+    resumed = shop.planvirt("resume", "last", "--output", "json")
+    assert resumed.code == 0, resumed
+    assert len(shop.images()) == 1
 
 
 def _let_the_lease_lapse(shop: Workshop, run: str) -> None:
