@@ -43,7 +43,7 @@ class InstanceFacts:
     """An instance as it is on the host. `mark` is None for what planvirt did not make.
 
     `keep` and `protect` are what its Domain said: the names of the disks that outlive it, and whether it may not be
-    terminated.
+    terminated. `locked` is what `lock` and `unlock` said last.
     """
 
     name: str
@@ -58,6 +58,7 @@ class InstanceFacts:
     set_aside: str | None = None  # the run that set it aside, if one did
     keep: tuple[str, ...] = ()
     protect: bool = False
+    locked: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +183,7 @@ class Compute(Protocol):
     # Power
 
     def start(self, name: str) -> None:
-        """Start a stopped instance; a running one stays as it is."""
+        """Start a stopped instance; a running one stays as it is. A paused or suspended one is a Conflict."""
 
     def request_shutdown(self, name: str) -> None:
         """Ask the guest to shut down, without waiting for it."""
@@ -193,8 +194,34 @@ class Compute(Protocol):
     def reboot(self, name: str, kind: Literal["soft", "hard"], deadline: Deadline) -> None:
         """Restart and return when the guest has begun anew. `soft` asks the guest; `hard` also starts a stopped one."""
 
+    def pause(self, name: str) -> None:
+        """Stop a running guest in its tracks, its memory stays; a paused one stays as it is."""
+
+    def unpause(self, name: str) -> None:
+        """Let a paused guest go on; a running one stays as it is."""
+
+    def suspend(self, name: str, deadline: Deadline) -> None:
+        """Save the memory of a running or paused guest and be off; a suspended instance stays as it is.
+
+        When the deadline passes first, the guest goes on as before.
+        """
+
+    def resume(self, name: str, deadline: Deadline) -> None:
+        """Let a suspended guest go on from its saved memory; one that runs or is paused stays as it is.
+
+        What was paused when it was saved is paused again, where the hypervisor remembers that.
+        """
+
     def wait_state(self, name: str, states: frozenset[State], deadline: Deadline) -> State:
         """Return as soon as the instance is in one of the states; DeadlinePassed otherwise."""
+
+    # The lock: a flag that the host remembers. Drivers do not obey it; whoever decides what is done does.
+
+    def lock(self, name: str) -> None:
+        """Remember that the instance is locked, until `unlock`; whatever happens to it, its definition included."""
+
+    def unlock(self, name: str) -> None:
+        """Forget that the instance was locked."""
 
     # Looking in
 

@@ -24,20 +24,22 @@ _UNDEFINE_EVERYTHING = (
 
 def define(pool: Pool, domain: Domain, type: Literal["kvm", "qemu", "test"]) -> Any:
     """Define an instance; over itself too, as long as its mark is the same."""
-    _check_free(pool.connection, domain)
+    present = _check_free(pool.connection, domain)
     names = [disk.volume for disk in domain.disks]
     names += [name for name in (domain.kernel, domain.initrd) if name]
     paths = {name: path_of(pool, name) for name in names}
     log = "" if type == "test" else str(console.log_path(pool, domain.uuid))
-    xml = render(domain, type=type, paths=paths, console=log)
+    locked = present is not None and instances.facts_of(present, "").locked
+    xml = render(domain, type=type, paths=paths, console=log, locked=locked)
     conn = pool.connection.get()
     with translated(f"define the instance {domain.name}"):
         return conn.defineXMLFlags(xml, 0 if type == "test" else libvirt.VIR_DOMAIN_DEFINE_VALIDATE)
 
 
-def _check_free(connection: Connection, domain: Domain) -> None:
-    """Name and UUID must both be free, or both belong to this very instance."""
+def _check_free(connection: Connection, domain: Domain) -> Any | None:
+    """Name and UUID must both be free, or both belong to this very instance, which is returned then."""
     conn = connection.get()
+    same: Any | None = None
     for same in (instances.find(connection, domain.name), _by_uuid(conn, domain.uuid)):
         if same is None:
             continue
@@ -50,6 +52,7 @@ def _check_free(connection: Connection, domain: Domain) -> None:
                 details=f"{name} has the UUID {uuid}",
                 resolution="give the plan's instance another name, or remove the other one",
             )
+    return same
 
 
 def _by_uuid(conn: Any, uuid: str) -> Any | None:

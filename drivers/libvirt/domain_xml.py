@@ -13,6 +13,7 @@ from drivers.compute import Domain
 from planvirt.mark import Mark
 
 MARK_NAMESPACE = "urn:planvirt:1"
+LOCK_NAMESPACE = "urn:planvirt:lock:1"  # of its own, so that it comes and goes without a touch on the mark
 
 TEMPLATES = Environment(
     loader=FileSystemLoader(Path(__file__).parent),
@@ -54,6 +55,7 @@ def render(
     type: Literal["kvm", "qemu", "test"],
     paths: Mapping[str, str],
     console: str,
+    locked: bool = False,
 ) -> str:
     """The XML of a domain. `paths` leads from the volumes' names to their files on the host."""
     real = type != "test"
@@ -68,6 +70,7 @@ def render(
         disks=_disks(domain, paths),
         nics=_nics(domain),
         console=console,
+        locked=locked,
     )
 
 
@@ -131,6 +134,11 @@ def read_protect(root: ET.Element) -> bool:
     """Whether a domain may not be terminated."""
     node = _mark_node(root)
     return node is not None and node.get("protect") == "yes"
+
+
+def read_locked(root: ET.Element) -> bool:
+    """Whether a domain was locked."""
+    return root.find(f"metadata/{{{LOCK_NAMESPACE}}}locked") is not None
 
 
 def read_disks(root: ET.Element) -> Sequence[DiskXml]:

@@ -15,9 +15,11 @@ from drivers.libvirt import (
     definitions,
     images,
     instances,
+    locking,
     power,
     reading,
     snapshot,
+    standstill,
     volumes,
 )
 from drivers.libvirt.connection import Connection
@@ -181,9 +183,35 @@ class LibvirtCompute:
         """Restart."""
         power.reboot(self._pool, name, kind, deadline)
 
+    def pause(self, name: str) -> None:
+        """Stop a running guest in its tracks."""
+        standstill.pause(self._connection, name)
+
+    def unpause(self, name: str) -> None:
+        """Let a paused guest go on."""
+        standstill.unpause(self._connection, name)
+
+    def suspend(self, name: str, deadline: Deadline) -> None:
+        """Save a guest's memory."""
+        standstill.suspend(self._connection, name, deadline)
+
+    def resume(self, name: str, deadline: Deadline) -> None:
+        """Go on from saved memory."""
+        standstill.resume(self._connection, name, deadline)
+
     def wait_state(self, name: str, states: frozenset[State], deadline: Deadline) -> State:
         """Wait for one of the states."""
         return power.wait_state(self._connection, name, states, deadline)
+
+    # The lock
+
+    def lock(self, name: str) -> None:
+        """Put the flag into the domain's metadata."""
+        locking.lock(self._connection, name)
+
+    def unlock(self, name: str) -> None:
+        """Take the flag away."""
+        locking.unlock(self._connection, name)
 
     # Looking in
 

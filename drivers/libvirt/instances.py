@@ -10,7 +10,7 @@ import libvirt
 from drivers.compute import InstanceFacts
 from drivers.errors import NameTaken, NotFound
 from drivers.libvirt.connection import Connection
-from drivers.libvirt.domain_xml import parse, read_disks, read_keep, read_mark, read_protect
+from drivers.libvirt.domain_xml import parse, read_disks, read_keep, read_locked, read_mark, read_protect
 from drivers.libvirt.faults import code_of, translated
 from planvirt.mark import Mark
 from planvirt.states import State
@@ -92,13 +92,21 @@ def state_of(domain: Any) -> State:
         if state == libvirt.VIR_DOMAIN_SHUTOFF:
             if reason == libvirt.VIR_DOMAIN_SHUTOFF_CRASHED:
                 return State.ERROR
-            return State.SUSPENDED if domain.hasManagedSaveImage() else State.STOPPED
+            return _asleep(domain)
     if state == libvirt.VIR_DOMAIN_PAUSED:
         if reason in _FAULTY_PAUSES:
             return State.ERROR
+        if reason == libvirt.VIR_DOMAIN_PAUSED_SAVE:
+            return State.SUSPENDED  # its memory is on the way to disk
         if reason == libvirt.VIR_DOMAIN_PAUSED_STARTING_UP:
-            return State.STOPPED  # its first instruction has not run yet
+            return _asleep(domain)  # its first instruction has not run yet
     return _BY_STATE.get(state, State.ERROR)
+
+
+def _asleep(domain: Any) -> State:
+    """What an instance is that does not run: its memory may be saved."""
+    with translated("read an instance's state"):
+        return State.SUSPENDED if domain.hasManagedSaveImage() else State.STOPPED
 
 
 def facts_of(domain: Any, host: str) -> InstanceFacts:
@@ -121,6 +129,7 @@ def facts_of(domain: Any, host: str) -> InstanceFacts:
         set_aside=aside["run"] if aside else None,
         keep=read_keep(root),
         protect=read_protect(root),
+        locked=read_locked(root),
     )
 
 

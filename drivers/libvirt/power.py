@@ -28,19 +28,18 @@ def start(pool: Pool, name: str) -> None:
     state = instances.state_of(domain)
     if state is State.RUNNING:
         return
-    if state is State.PAUSED:
-        raise Conflict(f"cannot start the instance {name}: it is paused")
-    if state is not State.SUSPENDED:
-        console.forget_rotated(pool, domain.UUIDString())
+    if state in (State.PAUSED, State.SUSPENDED):
+        raise Conflict(f"cannot start the instance {name}: it is {state}")
+    console.forget_rotated(pool, domain.UUIDString())
     with translated(f"start the instance {name}"):
-        _tolerating_done(domain.create, lambda: bool(domain.isActive()))
+        tolerating_done(domain.create, lambda: bool(domain.isActive()))
 
 
 def request_shutdown(connection: Connection, name: str) -> None:
     """Press the power button; a stopped instance stays as it is."""
     domain = instances.require_ours(connection, name)
     with translated(f"shut the instance {name} down"):
-        _tolerating_done(domain.shutdown, lambda: not domain.isActive())
+        tolerating_done(domain.shutdown, lambda: not domain.isActive())
 
 
 def power_off(connection: Connection, name: str) -> None:
@@ -52,12 +51,12 @@ def power_off_domain(domain: Any) -> None:
     """Pull the plug. A saved memory is given up: the instance is then stopped, not suspended."""
     with translated("power an instance off"):
         if domain.isActive():
-            _tolerating_done(domain.destroy, lambda: not domain.isActive())
+            tolerating_done(domain.destroy, lambda: not domain.isActive())
         if domain.hasManagedSaveImage():
             domain.managedSaveRemove()
 
 
-def _tolerating_done(call: Callable[[], object], done: Callable[[], bool]) -> None:
+def tolerating_done(call: Callable[[], object], done: Callable[[], bool]) -> None:
     """Make the call; that somebody else was faster is no failure."""
     try:
         call()

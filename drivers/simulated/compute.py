@@ -327,6 +327,41 @@ class SimulatedCompute:
             own(world, name, "reboot").start(self._clock())
             world.record("reboot", name)
 
+    def pause(self, name: str) -> None:
+        """Let the guest stand still."""
+        self._move("pause", name, State.RUNNING, State.PAUSED)
+
+    def unpause(self, name: str) -> None:
+        """Let the guest go on."""
+        self._move("unpause", name, State.PAUSED, State.RUNNING)
+
+    def _move(self, call: str, name: str, before: State, after: State) -> None:
+        with self._call(call, name) as world:
+            machine = own(world, name, call)
+            if machine.state is not after:
+                require(machine, name, call, before)
+                machine.state = after
+                world.record(call, name)
+
+    def suspend(self, name: str, deadline: Deadline) -> None:
+        """Be off, and remember whether the guest was paused."""
+        with self._call("suspend", name, deadline) as world:
+            machine = own(world, name, "suspend")
+            if machine.state is not State.SUSPENDED:
+                require(machine, name, "suspend", State.RUNNING, State.PAUSED)
+                machine.saved_paused = machine.state is State.PAUSED
+                machine.state = State.SUSPENDED
+                world.record("suspend", name)
+
+    def resume(self, name: str, deadline: Deadline) -> None:
+        """Be what the guest was before: its start and its console are those of then."""
+        with self._call("resume", name, deadline) as world:
+            machine = own(world, name, "resume")
+            if machine.state not in (State.RUNNING, State.PAUSED):
+                require(machine, name, "resume", State.SUSPENDED)
+                machine.state = State.PAUSED if machine.saved_paused else State.RUNNING
+                world.record("resume", name)
+
     def wait_state(self, name: str, states: frozenset[State], deadline: Deadline) -> State:
         """Look until the state is one of these. Only what is there at first can be waited for."""
         with self._call("wait_state", name, deadline) as world:
@@ -339,6 +374,23 @@ class SimulatedCompute:
             if state in states:
                 return state
             deadline.sleep(_TICK)
+
+    # The lock
+
+    def lock(self, name: str) -> None:
+        """Raise the flag."""
+        self._set_lock("lock", name, True)
+
+    def unlock(self, name: str) -> None:
+        """Lower the flag."""
+        self._set_lock("unlock", name, False)
+
+    def _set_lock(self, call: str, name: str, locked: bool) -> None:
+        with self._call(call, name) as world:
+            machine = own(world, name, call)
+            if machine.locked is not locked:
+                machine.locked = locked
+                world.record(call, name)
 
     # Looking in
 
@@ -484,4 +536,5 @@ class SimulatedCompute:
             set_aside=machine.set_aside,
             keep=tuple(machine.keep),
             protect=machine.protect,
+            locked=machine.locked,
         )

@@ -55,6 +55,8 @@ class Machine:
     stops: float | None = None  # when a guest that was asked to shut down will be off
     keep: list[str] = field(default_factory=list)
     protect: bool = False
+    locked: bool = False
+    saved_paused: bool = False  # the guest was paused when its memory was saved
 
     def settle(self, now: float) -> None:
         """Let happen what time has brought."""
@@ -69,7 +71,7 @@ class Machine:
 
     def stop(self) -> None:
         """Be off."""
-        self.state, self.stops = State.STOPPED, None
+        self.state, self.stops, self.saved_paused = State.STOPPED, None, False
 
     def uses(self, volume: str) -> bool:
         """Whether the volume is one of its disks, or what it boots from."""

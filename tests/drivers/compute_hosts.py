@@ -28,7 +28,8 @@ SPEC = "5bec" * 16
 class Host:
     """A host under test.
 
-    `lacks` names what it cannot do: "files" (volumes without contents), "guest" (nothing boots), "pause", "suspend".
+    `lacks` names what it cannot do: "files" (volumes without contents), "guest" (nothing boots), "pause", "suspend",
+    "saved-pause" (a paused guest runs after it was saved).
     `boot` gives a domain what its guest needs to come up and to say its name on the console.
     """
 
@@ -243,7 +244,7 @@ def libvirt_test(folder: Path) -> Iterator[Host]:
             pause=door.pause,
             suspend=door.suspend,
             nics=(),
-            lacks=frozenset({"files", "guest"}),
+            lacks=frozenset({"files", "guest", "saved-pause"}),
         )
 
 

@@ -231,7 +231,7 @@ def test_an_instance_is_defined_stopped_with_all_that_was_asked_for(host: Host) 
         assert facts.mark == domain.mark
         assert facts.volumes == (domain.disks[0].volume,)
         assert facts.set_aside is None
-        assert (facts.keep, facts.protect) == ((), False)
+        assert (facts.keep, facts.protect, facts.locked) == ((), False, False)
 
 
 def test_an_instance_remembers_what_outlives_it_and_that_it_is_protected(host: Host) -> None:
@@ -316,6 +316,12 @@ def test_foreign_instances_are_never_changed(host: Host) -> None:
         lambda: compute.power_off(name),
         lambda: compute.reboot(name, "hard", host.deadline()),
         lambda: compute.reboot(name, "soft", host.deadline()),
+        lambda: compute.pause(name),
+        lambda: compute.unpause(name),
+        lambda: compute.suspend(name, host.deadline()),
+        lambda: compute.resume(name, host.deadline()),
+        lambda: compute.lock(name),
+        lambda: compute.unlock(name),
     ):
         with pytest.raises(Conflict):
             attempt()
@@ -333,6 +339,12 @@ def test_what_is_absent_is_not_found(host: Host) -> None:
         lambda: compute.power_off(name),
         lambda: compute.reboot(name, "hard", host.deadline()),
         lambda: compute.reboot(name, "soft", host.deadline()),
+        lambda: compute.pause(name),
+        lambda: compute.unpause(name),
+        lambda: compute.suspend(name, host.deadline()),
+        lambda: compute.resume(name, host.deadline()),
+        lambda: compute.lock(name),
+        lambda: compute.unlock(name),
         lambda: compute.addresses(name),
     ):
         with pytest.raises(NotFound):
@@ -428,14 +440,105 @@ def test_start_and_power_off_are_idempotent(host: Host) -> None:
         assert host.seen(name).state is state
 
 
-@pytest.mark.needs("pause")
-def test_a_paused_instance_is_not_started(host: Host) -> None:
-    name = host.made(state=State.PAUSED)
+@pytest.mark.parametrize("state", [State.PAUSED, State.SUSPENDED])
+def test_an_instance_with_memory_is_not_started(host: Host, state: State) -> None:
+    require_state(host, state)
+    name = host.made(state=state)
     with pytest.raises(Conflict):
         host.compute.start(name)
-    assert host.seen(name).state is State.PAUSED
+    assert host.seen(name).state is state
     host.compute.power_off(name)
     assert host.seen(name).state is State.STOPPED
+
+
+@pytest.mark.needs("pause")
+def test_pause_and_unpause_are_idempotent(host: Host) -> None:
+    name = host.made(state=State.RUNNING)
+    for call, state in (
+        (host.compute.unpause, State.RUNNING),
+        (host.compute.pause, State.PAUSED),
+        (host.compute.pause, State.PAUSED),
+        (host.compute.unpause, State.RUNNING),
+    ):
+        call(name)
+        assert host.seen(name).state is state
+
+
+@pytest.mark.needs("suspend")
+def test_suspend_and_resume_are_idempotent(host: Host) -> None:
+    name = host.made(state=State.RUNNING)
+    for call, state in (
+        (host.compute.resume, State.RUNNING),
+        (host.compute.suspend, State.SUSPENDED),
+        (host.compute.suspend, State.SUSPENDED),
+        (host.compute.resume, State.RUNNING),
+    ):
+        call(name, host.deadline())
+        assert host.seen(name).state is state
+
+
+@pytest.mark.needs("saved-pause")
+def test_what_was_paused_when_it_was_saved_is_paused_again(host: Host) -> None:
+    name = host.made(state=State.PAUSED)
+    host.compute.suspend(name, host.deadline())
+    assert host.seen(name).state is State.SUSPENDED
+    for _ in range(2):
+        host.compute.resume(name, host.deadline())
+        assert host.seen(name).state is State.PAUSED
+    host.compute.unpause(name)
+    assert host.seen(name).state is State.RUNNING
+
+
+def test_only_a_guest_with_memory_stands_still(host: Host) -> None:
+    name, compute = host.made(), host.compute
+    for attempt in (
+        lambda: compute.pause(name),
+        lambda: compute.unpause(name),
+        lambda: compute.suspend(name, host.deadline()),
+        lambda: compute.resume(name, host.deadline()),
+    ):
+        with pytest.raises(Conflict):
+            attempt()
+    assert host.seen(name).state is State.STOPPED
+
+
+@pytest.mark.needs("suspend")
+def test_a_suspended_guest_is_not_paused_and_a_paused_one_not_resumed(host: Host) -> None:
+    name = host.made(state=State.SUSPENDED)
+    for attempt in (host.compute.pause, host.compute.unpause):
+        with pytest.raises(Conflict):
+            attempt(name)
+    assert host.seen(name).state is State.SUSPENDED
+    host.compute.resume(name, host.deadline())
+    host.compute.pause(name)
+    host.compute.resume(name, host.deadline())
+    assert host.seen(name).state is State.PAUSED
+
+
+@pytest.mark.needs("suspend")
+def test_a_suspend_that_nobody_waits_for_leaves_the_guest_running(host: Host) -> None:
+    name = host.made(state=State.RUNNING)
+    with pytest.raises(DeadlinePassed):
+        host.compute.suspend(name, cancelled())
+    assert host.seen(name).state is State.RUNNING
+
+
+@pytest.mark.needs("guest")
+def test_a_guest_goes_on_where_it_was(host: Host) -> None:
+    """It does not boot again, and its console tells of its whole life."""
+    name = host.made(state=State.RUNNING)
+    wait_for_console(host, name)
+    before = host.compute.console(name)
+    for _ in range(2):
+        host.compute.suspend(name, host.deadline())
+        host.compute.resume(name, host.deadline())
+    host.compute.pause(name)
+    host.compute.unpause(name)
+    after = host.compute.console(name)
+    assert after.startswith(before)
+    assert after.count(greeting(host, name)) == 1
+    host.compute.reboot(name, "hard", host.deadline())
+    assert wait_for_console(host, name).count(greeting(host, name)) == 1
 
 
 @pytest.mark.needs("suspend")
@@ -517,6 +620,41 @@ def test_wait_state_sees_what_another_thread_does(host: Host) -> None:
         assert host.compute.wait_state(name, frozenset({State.RUNNING}), host.deadline()) is State.RUNNING
     finally:
         timer.join()
+
+
+# The lock
+
+
+def test_a_lock_is_remembered_whatever_happens(host: Host) -> None:
+    domain = host.domain()
+    name = host.compute.define(domain).name
+    for _ in range(2):
+        host.compute.lock(name)
+        assert host.seen(name).locked
+    host.compute.define(domain)
+    host.compute.start(name)
+    assert host.seen(name).locked
+    assert [facts.locked for facts in host.compute.instances() if facts.name == name] == [True]
+    host.compute.set_aside(name, "r7")
+    back = host.compute.bring_back(name, "r7")
+    assert back.locked
+    assert (back.mark, back.uuid) == (domain.mark, domain.uuid)
+    for _ in range(2):
+        host.compute.unlock(name)
+        assert not host.seen(name).locked
+    assert host.seen(name).mark == domain.mark
+
+
+def test_a_running_instance_is_locked_and_unlocked(host: Host) -> None:
+    name = host.made(state=State.RUNNING)
+    host.compute.lock(name)
+    assert host.seen(name).locked
+    host.compute.power_off(name)
+    host.compute.start(name)
+    assert host.seen(name).locked
+    host.compute.unlock(name)
+    host.compute.power_off(name)
+    assert not host.seen(name).locked
 
 
 # Looking in
