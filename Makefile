@@ -42,7 +42,8 @@ check: lint ## everything that needs no hypervisor, in under a minute
 	$(BIN)/pytest -m "not real" -n auto
 
 test: ## everything, real virtual machines included; a fresh machine is set up first
-	@$(MAKE) --no-print-directory setup
+	@scripts/setup-system.sh test
+	@$(MAKE) --no-print-directory venv
 	@$(MAKE) --no-print-directory guest
 	@$(MAKE) --no-print-directory check
 	$(BIN)/pytest -m real

@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
-# Makes this machine able to run planvirt and its tests: installs the Debian or Ubuntu packages that are missing and starts
-# libvirt when it does not answer. Running it again costs less than a second and changes nothing.
+# Makes this machine able to run planvirt: installs the Debian or Ubuntu packages that are missing and starts libvirt when it
+# does not answer. With the argument "test" it also installs what only the tests need. Running it again costs less than a
+# second and changes nothing.
 set -euo pipefail
 export LC_ALL=C PATH="$PATH:/usr/sbin:/sbin"
 cd "$(dirname "$0")/.."
+mode=${1-}
 started=.demo/started # what this script started; `make demo-clean` stops that and nothing else
 
 say() { printf 'setup: %s\n' "$1"; }
@@ -23,6 +25,15 @@ packages=(
     qemu-system-x86 qemu-utils dnsmasq-base iproute2                       # the hypervisor and its network
     busybox-static cpio xz-utils zstd                                      # the test guest
 )
+
+case $mode in
+    '') ;;
+    test)
+        # The tests start a PostgreSQL of their own, as an ordinary program.
+        compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || packages+=(postgresql)
+        ;;
+    *) die "cannot set up '$mode'" "say scripts/setup-system.sh, or scripts/setup-system.sh test" ;;
+esac
 
 # --- packages -----------------------------------------------------------------------------------------------------------
 distribution=$( # shellcheck disable=SC1091
@@ -59,6 +70,12 @@ else
     can_be_root || die "cannot install packages as an ordinary user without sudo" "as root: apt-get install ${missing[*]}"
     say "installing ${missing[*]}"
     as_root apt-get update -qq
+    if [[ " ${missing[*]} " == *" postgresql "* ]]; then # its package makes a cluster and starts it, unless told not to
+        no_cluster=/etc/postgresql-common/createcluster.d/planvirt-setup.conf
+        trap 'as_root rm -f "$no_cluster"' EXIT
+        as_root mkdir -p "${no_cluster%/*}"
+        as_root tee "$no_cluster" >/dev/null <<<"create_main_cluster = off"
+    fi
     as_root env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "${missing[@]}" >/dev/null
     say "packages are installed"
 fi

@@ -8,6 +8,10 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
 from planvirt.journal.engine import JournalError, open_engine
+from planvirt.journal.layout import lay_out
+
+_OPENING = "check [journal] url in planvirt.toml, and that the place can be written to"
+_USING = "check that its disk has space and its database answers, then see 'planvirt runs'"
 
 
 class Database:
@@ -22,10 +26,15 @@ class Database:
         self._engine = open_engine(url)
         self._writer: _Held | None = None
         self._reader: _Held | None = None
-        if self._engine.dialect.name == "sqlite":
-            with _translated("cannot open the journal"):
-                self._writer = _Held(self._engine.connect())
-                self._reader = _Held(self._engine.connect().execution_options(reading=True))
+        try:
+            with _translated(f"cannot open the journal {self._engine.url.render_as_string()}", _OPENING):
+                lay_out(self._engine)
+                if self._engine.dialect.name == "sqlite":
+                    self._writer = _Held(self._engine.connect())
+                    self._reader = _Held(self._engine.connect().execution_options(reading=True))
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Give back the connections."""
@@ -70,12 +79,12 @@ class _Held:
 
 
 @contextmanager
-def _translated(what: str) -> Iterator[None]:
+def _translated(what: str, resolution: str = _USING) -> Iterator[None]:
     try:
         yield
     except SQLAlchemyError as error:
         raise JournalError(
             what,
             details=str(getattr(error, "orig", None) or error),
-            resolution="check that its disk has space and its database answers, then see 'planvirt runs'",
+            resolution=resolution,
         ) from error

@@ -7,15 +7,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Engine, create_engine, event, insert, select
+from sqlalchemy import URL, Engine, create_engine, event
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
 from planvirt.errors import ConfigError, PlanvirtError
-from planvirt.journal import tables
 from planvirt.secret import Secret
 
 _BUSY = 30.0  # seconds that a writer waits for another process
+_DRIVERS = {"postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg"}  # for urls that name none
+_SPELLING = (
+    "name an SQLite file (sqlite:////FILE) or a PostgreSQL database (postgresql://USER@HOST/NAME) in [journal] url"
+)
 
 
 class JournalError(PlanvirtError):
@@ -23,49 +26,43 @@ class JournalError(PlanvirtError):
 
 
 def open_engine(url: str) -> Engine:
-    """Connect to the journal's database and make its tables if they are not there.
+    """Connect to the journal's database, whatever it holds. PostgreSQL is spoken to through psycopg if nothing is said.
 
-    Raises ConfigError for a URL of another kind, JournalError when the database does not answer or has another layout.
+    Raises ConfigError for a URL of another kind, JournalError when there is no place for the file.
     """
     try:
         parsed = make_url(url)
-    except ArgumentError as error:
-        raise ConfigError("cannot read the journal's url", details=str(error)) from error
+    except (ArgumentError, ValueError) as error:  # what they say may hold the password
+        raise ConfigError("cannot read the journal's url", resolution=_SPELLING) from error
+    parsed = parsed.set(drivername=_DRIVERS.get(parsed.drivername, parsed.drivername))
     backend = parsed.get_backend_name()
     in_memory = backend == "sqlite" and parsed.database in (None, "", ":memory:")
     if in_memory or backend not in ("sqlite", "postgresql"):
         raise ConfigError(
-            f"cannot keep the journal in {parsed.render_as_string(hide_password=True)}",
-            resolution="name an SQLite file or a PostgreSQL database in [journal] url",
+            f"cannot keep the journal in {parsed.render_as_string(hide_password=True)}", resolution=_SPELLING
         )
     if backend == "sqlite":
-        engine = _sqlite(url, Path(parsed.database or ""))
-    else:
-        try:
-            engine = create_engine(
-                parsed,
-                json_serializer=_dumps,
-                pool_pre_ping=True,
-                isolation_level="READ COMMITTED",  # whoever waited for a row lock must see what it waited for
-            )
-        except (NoSuchModuleError, ImportError) as error:
-            raise ConfigError(
-                f"cannot open the journal: there is no driver for {parsed.drivername}",
-                details=str(error),
-                resolution="install that driver into planvirt's environment, or name another one in [journal] url",
-            ) from error
+        return _sqlite(parsed, Path(parsed.database or ""))
+    return _postgresql(parsed)
+
+
+def _postgresql(url: URL) -> Engine:
     try:
-        _lay_out(engine)
-    except SQLAlchemyError as error:
-        raise JournalError(
-            f"cannot open the journal {parsed.render_as_string(hide_password=True)}",
-            details=str(getattr(error, "orig", None) or error),
-            resolution="check [journal] url in planvirt.toml, and that the place can be written to",
+        return create_engine(
+            url,
+            json_serializer=_dumps,
+            pool_pre_ping=True,
+            isolation_level="READ COMMITTED",  # whoever waited for a row lock must see what it waited for
+        )
+    except (NoSuchModuleError, ImportError) as error:
+        raise ConfigError(
+            f"cannot open the journal: there is no driver for {url.drivername}",
+            details=str(error),
+            resolution="install planvirt as 'planvirt[postgresql]', or name another driver in [journal] url",
         ) from error
-    return engine
 
 
-def _sqlite(url: str, file: Path) -> Engine:
+def _sqlite(url: URL, file: Path) -> Engine:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -107,33 +104,6 @@ def _write_ahead(connection: sqlite3.Connection) -> None:
             time.sleep(0.01)
         else:
             return
-
-
-def _lay_out(engine: Engine) -> None:
-    known = _layout(engine)
-    if known is None:
-        try:
-            with engine.begin() as connection:
-                tables.metadata.create_all(connection)
-                connection.execute(insert(tables.layout).values(version=tables.LAYOUT))
-        except DBAPIError:
-            known = _layout(engine)  # another process may have been quicker
-            if known is None:
-                raise
-        else:
-            known = tables.LAYOUT
-    if known != tables.LAYOUT:
-        raise JournalError(
-            f"cannot use the journal: its layout is {known}, this planvirt knows {tables.LAYOUT}",
-            resolution="use the planvirt version that wrote it, or another journal",
-        )
-
-
-def _layout(engine: Engine) -> int | None:
-    with engine.connect().execution_options(reading=True) as connection:
-        if not engine.dialect.has_table(connection, "layout"):
-            return None
-        return connection.execute(select(tables.layout.c.version)).scalar()
 
 
 def _dumps(value: Any) -> str:

@@ -1,4 +1,7 @@
-"""The journal's tables. They are plain SQL that SQLite and PostgreSQL share; only the latter holds to the lengths."""
+"""The journal's tables. They are plain SQL that SQLite and PostgreSQL share; only the latter holds to the lengths.
+
+Whoever changes them adds a migration to `planvirt.journal.migrations`.
+"""
 
 from sqlalchemy import (
     JSON,
@@ -28,10 +31,9 @@ class Prose(TypeDecorator[str]):
         return value if value is None else value.encode(errors="replace").decode().replace("\0", "?")
 
 
-LAYOUT = 1  # raised with every change of a table
-
 metadata = MetaData()
 
+# One row: how many migrations the tables have been through.
 layout = Table("layout", metadata, Column("version", Integer, primary_key=True, autoincrement=False))
 
 runs = Table(
@@ -56,6 +58,7 @@ runs = Table(
     Column("created", Float, nullable=False),
     Column("started", Float),
     Column("ended", Float),
+    Index("runs_by_created", "created", "id"),
 )
 
 steps = Table(
