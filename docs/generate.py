@@ -196,7 +196,7 @@ _STATES = {
 
 _IMPACTS = {
     Impact.NONE: "nobody notices",
-    Impact.LIVE: "the guest goes on, or comes up",
+    Impact.LIVE: "the guest goes on, comes up, or stands still and keeps its memory",
     Impact.REBOOT: "the guest goes down, for good or for a moment",
     Impact.DATA_LOSS: "disks are deleted when the run succeeds; the preview names them",
 }
@@ -210,9 +210,17 @@ def verbs() -> str:
         "What an operation of a plan can do. A verb that meets its instance in another state than these is refused:\n"
         "by the preview where that can be foreseen, else when its step begins, before it touches anything.",
         table(
-            ("verb", "what it does", "allowed when", "leaves it", "impact", "how it is undone"),
+            ("verb", "what it does", "allowed when", "when locked", "leaves it", "impact", "how it is undone"),
             [
-                (code(name), verb.summary, _allowed(verb), verb.leaves or "as it was", verb.impact, verb.undo)
+                (
+                    code(name),
+                    verb.summary,
+                    _allowed(verb),
+                    "refused" if verb.changing else "allowed",
+                    verb.leaves or "as it was",
+                    verb.impact,
+                    verb.undo,
+                )
                 for name, verb in VERBS.items()
             ],
         ),
@@ -228,7 +236,9 @@ def verbs() -> str:
 
 
 def _allowed(verb: Verb) -> str:
-    return "it exists" if verb.allowed == EXISTING else joined([state for state in State if state in verb.allowed])
+    if verb.allowed >= EXISTING:
+        return "it exists" if verb.allowed == EXISTING else "always"
+    return joined([state for state in State if state in verb.allowed])
 
 
 def _arguments(action: str) -> str:

@@ -8,7 +8,8 @@ if TYPE_CHECKING:  # `validate` must not pay for what it does not use
     from drivers.image_store import StoredImage
     from flows.preview import Preview
     from planvirt.errors import Problem
-    from planvirt.journal.records import RunRecord, StepRecord
+    from planvirt.graph import Graph
+    from planvirt.journal.records import RunRecord, StepRecord, Transition
 
 
 def validation(results: "Mapping[str, Sequence[Problem]]") -> dict[str, Any]:
@@ -18,6 +19,17 @@ def validation(results: "Mapping[str, Sequence[Problem]]") -> dict[str, Any]:
         for path, problems in results.items()
     ]
     return {"ok": all(plan["ok"] for plan in plans), "plans": plans}
+
+
+def graph(plan: str, found: "Graph") -> dict[str, Any]:
+    """The document of `graph`: the steps in order, each with the ids of those it waits for."""
+    return {
+        "plan": plan,
+        "steps": [
+            {"id": step.id, "action": step.action, "instance": step.instance.name, "needs": list(step.needs)}
+            for step in found.steps
+        ],
+    }
 
 
 def preview(found: "Preview") -> dict[str, Any]:
@@ -53,6 +65,14 @@ def nothing_to_do(plan: str) -> dict[str, Any]:
     return {"run": run | {"leftovers": [], "steps": []}}
 
 
+def trail(transitions: "Iterable[Transition]") -> list[dict[str, Any]]:
+    """The audit trail, as `show --trail` adds it."""
+    return [
+        {"step": item.step, "before": item.before, "after": item.after, "at": item.at, "who": item.who, "why": item.why}
+        for item in transitions
+    ]
+
+
 def runs(records: "Iterable[RunRecord]") -> dict[str, Any]:
     """The document of `runs`."""
     return {"runs": [_run(record) for record in records]}
@@ -72,6 +92,7 @@ def instances(found: "Iterable[InstanceFacts]") -> dict[str, Any]:
                 "uuid": item.uuid,
                 "addresses": list(item.addresses),
                 "set_aside": item.set_aside,
+                "locked": item.locked,
             }
             for item in found
         ]
@@ -89,6 +110,8 @@ def images(found: "Iterable[StoredImage]") -> dict[str, Any]:
                 "size": item.size,
                 "checksum": item.checksum,
                 "status": item.status,
+                "format": item.format,
+                "created": item.created,
                 "properties": dict(item.properties),
             }
             for item in found

@@ -4,7 +4,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from httpx import HTTPError
@@ -140,6 +140,7 @@ def run_as_flow(
     workers: int,
     parameters: dict[str, Any],
     glance: Callable[[], None],
+    good: Collection[RunState] = (RunState.SUCCEEDED,),
 ) -> tuple[RunState, PlanvirtError | None]:
     """Call `body` with an executor and the flow run's id, inside a flow run that ends as the run does.
 
@@ -159,7 +160,7 @@ def run_as_flow(
             return Failed(message=f"the run did not end: {type(error).__name__}")
         finally:
             executor.close()
-        return _end_state(*ended[0])
+        return _end_state(*ended[0], good)
 
     runner: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(max_workers=workers)
     flow: Flow[Any, PrefectState[None]] = Flow(
@@ -199,11 +200,11 @@ def run_as_flow(
     )
 
 
-def _end_state(state: RunState, error: PlanvirtError | None) -> PrefectState[Any]:
+def _end_state(state: RunState, error: PlanvirtError | None, good: Collection[RunState]) -> PrefectState[Any]:
     message = state.replace("_", " ") if error is None else f"{state.replace('_', ' ')}: {error}"
     if error is not None and error.resolution:
         message += f" — {error.resolution}"
-    if state == RunState.SUCCEEDED:
+    if state in good:
         return Completed(message=message)
     if state == RunState.CANCELLED:
         return Cancelled(message=message)

@@ -46,8 +46,8 @@ class Lines:
 
 
 class _Row:
-    def __init__(self, action: str, instance: str) -> None:
-        self.action, self.instance = action, instance
+    def __init__(self, step: str, action: str, instance: str) -> None:
+        self.step, self.action, self.instance = step, action, instance
         self.kind, self.text = "waiting", ""
         self.began: float | None = None
         self.took: float | None = None
@@ -63,12 +63,12 @@ class LiveTable:
 
     def expect(self, step: str, action: str, instance: str) -> None:
         """Show a step before it begins."""
-        self._rows[step] = _Row(action, instance)
+        self._rows[step] = _Row(step, action, instance)
 
     def __call__(self, event: Event) -> None:
         """Change the line of the event's step."""
         with self._lock:
-            row = self._rows.setdefault(event.step, _Row(event.action, event.instance))
+            row = self._rows.setdefault(event.step, _Row(event.step, event.action, event.instance))
             if event.kind in ("begin", "undo", "commit") or row.began is None:
                 row.began, row.took = time.monotonic(), None
             if event.kind == "progress":
@@ -88,7 +88,7 @@ class LiveTable:
         """The table as it is now."""
         table = Table.grid(padding=(0, 2))
         table.add_column(width=1)
-        for _ in range(4):
+        for _ in range(5):
             table.add_column(no_wrap=True, overflow="ellipsis")
         with self._lock:
             for row in self._fitting():
@@ -100,6 +100,7 @@ class LiveTable:
                     Text(sign, style=colour),
                     Text(f"{undoing}{row.action}"),
                     Text(row.instance, style="bold"),
+                    Text("" if row.step == f"{row.action}.{row.instance}" else row.step, style="bright_black"),
                     Text("" if seconds is None else f"{seconds:.1f} s", style="bright_black"),
                     Text(row.text, style="red" if row.kind in ("failed", "undo-failed") else "bright_black"),
                 )

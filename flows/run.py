@@ -37,6 +37,10 @@ EXITS = {
 }
 
 
+# What Prefect shows as completed: a rollback that was asked for, and is complete, went well.
+_GOOD_ENDS = {"rollback ": frozenset({RunState.SUCCEEDED, RunState.ROLLED_BACK, RunState.KEPT})}
+
+
 @dataclass(frozen=True, slots=True)
 class Result:
     """How a run ended. `error` is the first one; `leftovers` names what could not be undone."""
@@ -102,7 +106,7 @@ def carry_out_prepared(
         journal.begin(record, steps)
         try:
             _check_unchanged(prepared, again)
-            return _under_prefect(context, body, record, signals)
+            return _under_prefect(context, body, record, signals, "destroy " if prepared.kind == "destroy" else "")
         finally:
             _leave(journal, run)
 
@@ -153,7 +157,10 @@ def recover_run(
         try:
             if record.state == RunState.CANCELLED:
                 return Result(record.id, record.state, None, ())
-            return _under_prefect(context, lambda executor: recover(context, record, executor, to), record, signals)
+            prefix = "resume " if plan else "rollback "
+            return _under_prefect(
+                context, lambda executor: recover(context, record, executor, to), record, signals, prefix
+            )
         finally:
             _leave(journal, record.id)
 
@@ -163,6 +170,7 @@ def _under_prefect(
     body: Callable[[Executor], tuple[RunState, PlanvirtError | None]],
     record: RunRecord,
     signals: Signals,
+    prefix: str = "",
 ) -> Result:
     from flows.prefect_flow import log_event, run_as_flow  # a second's import, only when there is something to run
 
@@ -181,7 +189,7 @@ def _under_prefect(
     state, error = run_as_flow(
         inside,
         name=record.plan,
-        run_name=f"{record.plan} {record.id}" if record.kind == "run" else f"destroy {record.plan} {record.id}",
+        run_name=f"{prefix}{record.plan} {record.id}",
         tags=[f"plan:{record.plan}", f"commit:{(record.commit or 'none')[:12]}"],
         workers=context.workers,
         parameters={
@@ -191,6 +199,7 @@ def _under_prefect(
             "inputs": context.redact(dict(record.inputs)),
         },
         glance=signals.tell,
+        good=_GOOD_ENDS.get(prefix, frozenset({RunState.SUCCEEDED})),
     )
     return Result(record.id, state, error, tuple(leftovers(state, context.journal.steps(record.id))))
 

@@ -48,7 +48,7 @@ def go_on(
         late = _do(context, final, parallel, executor)
         error = error or late  # the first error is the one that is reported
     if context.interrupted.is_set():
-        error = Interrupted("cannot finish the run: it was interrupted", resolution="run the plan again when you like")
+        error = Interrupted("cannot finish the run: it was interrupted")
     if error is None:
         context.journal.move_run(context.run.id, RunState.COMMITTING, "every step is done")
         return commit(context, executor)

@@ -24,6 +24,13 @@ prefect_pages() { # the configured server's, else those of the one that planvirt
     [ -n "$api" ] || api=$(field 'it["url"]' <"$PREFECT_HOME/server.json")
     echo "${api%/api}"
 }
+refuse_anothers_demo() { # the machines' names are the same in every checkout
+    local runs others
+    runs=$(planvirt runs --limit 1000 --output json | field '" ".join(run["id"] for run in it["runs"])')
+    others=$(planvirt instances --output json | field \
+        '" ".join(i["name"] for i in it["instances"] if (i["plan"] or "").startswith("demo") and i["name"].startswith("demo-") and i["run"] not in "'"$runs"'".split())')
+    [ -z "$others" ] || die "machines of a demo from another place are there: $others" "run 'make demo-clean' in that checkout first"
+}
 latest_run() { planvirt runs --output json | field 'it["runs"][0]["id"]'; }
 
 write_config() {
@@ -55,6 +62,7 @@ run_demo() {
     heading "A guest to play with"
     scripts/build-guest.sh "$demo/guest"
     write_config
+    refuse_anothers_demo
     forget_earlier || die "cannot remove what an earlier demo left" "$(tail -n 5 "$demo/destroy.log")"
 
     heading "A plan that succeeds: two machines, an image of one, a third born from it"
@@ -64,7 +72,7 @@ run_demo() {
     heading "What the run did"
     planvirt show "$run"
     heading "What there is now"
-    planvirt instances
+    planvirt instances --plan demo
     planvirt image list
 
     heading "A plan that fails: its last step waits for something that never happens"
@@ -72,7 +80,7 @@ run_demo() {
     planvirt run plans/demo-rollback.yaml --yes || code=$?
     [ "$code" -eq 1 ] || die "the failing plan should have been rolled back (exit code 1), but ended with $code" "see: planvirt runs"
     heading "What is left of it: nothing"
-    planvirt instances
+    planvirt instances --plan demo-rollback
     planvirt image list
     local left
     left=$(planvirt instances --output json | field '[i["name"] for i in it["instances"] if i["plan"] == "demo-rollback"]')
@@ -94,7 +102,7 @@ remove_pool() {
     virsh -q -c "$uri" pool-info "$pool" >/dev/null 2>&1 || return 0
     virsh -q -c "$uri" pool-start "$pool" >/dev/null 2>&1 || true
     while read -r volume; do
-        [ -z "$volume" ] || virsh -q -c "$uri" vol-delete --pool "$pool" "$volume" >/dev/null
+        [ -z "$volume" ] || virsh -q -c "$uri" vol-delete --pool "$pool" "$volume" >/dev/null 2>&1
     done < <(virsh -q -c "$uri" vol-list "$pool" | sed 's/^ *//; s/   *.*//')
     virsh -q -c "$uri" pool-destroy "$pool" >/dev/null
     virsh -q -c "$uri" pool-delete "$pool" >/dev/null 2>&1 || true
@@ -125,6 +133,7 @@ clean_demo() {
     heading "Removing the demo"
     if [ -x .venv/bin/planvirt ] && [ -e "$PLANVIRT_CONFIG" ]; then
         local plan
+        refuse_anothers_demo
         for plan in "${plans[@]}"; do planvirt destroy "$plan" --yes || die "cannot remove what $plan made; nothing else is touched"; done
         planvirt down
     fi

@@ -47,8 +47,9 @@ _EVENTS = _EventLoop()
 class Connection:
     """A connection that is there whenever it is asked for. `uri` is "auto", or what libvirt takes."""
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: str, host: str = "") -> None:
         self.uri = uri
+        self._host = host  # its name in the configuration, for messages
         self._lock = threading.Lock()
         self._open: Any = None
         self._pid = 0
@@ -60,7 +61,12 @@ class Connection:
                 return self._open
             _EVENTS.ensure()
             self._drop()
-            self._open, self._pid = _open(self.uri), os.getpid()
+            try:
+                self._open, self._pid = _open(self.uri), os.getpid()
+            except HostUnreachable as error:
+                if self._host:
+                    error.brief = error.brief.replace("cannot reach", f"cannot reach host {self._host} at", 1)
+                raise
             return self._open
 
     def close(self) -> None:
@@ -120,6 +126,8 @@ def _remedy(uri: str, error: libvirt.libvirtError) -> str:
         return "check that the file exists and holds libvirt's <node> document"
     if parts.hostname:
         return f"check that the host answers: 'virsh -c {_without_parameters(uri)} version'"
+    if "socket=" in parts.query:
+        return "check the socket that the host's uri in planvirt.toml names, and that its daemon runs"
     if parts.path == "/session":
         return "install libvirt's daemon and QEMU for your distribution (libvirt-daemon, qemu-system)"
     return "start libvirt: 'sudo systemctl start libvirtd'"

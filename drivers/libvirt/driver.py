@@ -46,7 +46,7 @@ class LibvirtCompute:
         self._accel: Literal["kvm", "tcg"] | None = None
         self._accel_lock = threading.Lock()
         self._accel_memory = home / "hosts" / f"{config.name}.acceleration.json"
-        self._connection = Connection(config.uri)
+        self._connection = Connection(config.uri, config.name)
         self._pool = Pool(self._connection, config)
         self._exports: dict[str, threading.Lock] = {}
 

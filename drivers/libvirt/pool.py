@@ -1,7 +1,9 @@
 """The storage pool that planvirt keeps its volumes in: made on first use, told when files appear behind its back."""
 
 import os
+import shutil
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -59,9 +61,17 @@ class Pool:
         return Path(path)
 
     def free_space(self) -> int:
-        """Bytes left in the pool."""
-        with translated(f"read the storage pool {self.name}"):
-            return int(self.handle().info()[3])
+        """Bytes left in the pool; where it is yet to be made, in the folder that it will be in."""
+        pool = self.existing()
+        if pool is not None:
+            with translated(f"read the storage pool {self.name}"):
+                return int(pool.info()[3])
+        place = self._wanted_path or self._default_path(self.connection.get())
+        while self.connection.is_local() and place != place.parent:
+            with suppress(OSError):
+                return shutil.disk_usage(place).free
+            place = place.parent
+        return 0
 
     def refresh(self) -> None:
         """Make libvirt see files that came and went without it."""
@@ -101,6 +111,25 @@ class Pool:
                 if code_of(error) != libvirt.VIR_ERR_NO_STORAGE_VOL:
                     raise
                 return None
+
+    def elsewhere(self, name: str) -> Any | None:
+        """The virStorageVol of that name in another pool of the host, or None."""
+        with translated(f"look for the volume {name}"):
+            for pool in self.connection.get().listAllStoragePools(libvirt.VIR_CONNECT_LIST_STORAGE_POOLS_ACTIVE):
+                with suppress(libvirt.libvirtError):  # not in this one
+                    return pool.storageVolLookupByName(name)
+        return None
+
+    def existing(self) -> Any | None:
+        """The running virStoragePool, or None where there is none yet: whoever only reads must not make one."""
+        with translated(f"look for the storage pool {self.name}"):
+            try:
+                pool = self.connection.get().storagePoolLookupByName(self.name)
+            except libvirt.libvirtError as error:
+                if code_of(error) != libvirt.VIR_ERR_NO_STORAGE_POOL:
+                    raise
+                return None
+            return pool if pool.isActive() else None
 
     def local_folder(self) -> Path | None:
         """The pool's folder, when this process may write to it and the daemon is on this machine."""

@@ -29,9 +29,11 @@ def is_ours(name: str) -> bool:
 
 def listing(pool: Pool) -> Sequence[VolumeFacts]:
     """All volumes that planvirt made, also those that a dead process left behind, sorted by name."""
+    handle = pool.existing()
+    if handle is None:
+        return []
     with suppress(Transient):  # somebody writes to the pool for long; libvirt's present view is good enough
         pool.refresh()
-    handle = pool.handle()
     with translated(f"list the volumes of the pool {pool.name}"):
         by_name = {str(volume.name()): volume for volume in handle.listAllVolumes()}
     # A cached image that is not complete is nobody's to use; the next import of it goes on with it or sweeps it away.
@@ -170,6 +172,10 @@ def delete(pool: Pool, name: str) -> None:
         raise Conflict(f"cannot delete the volume {name}: planvirt did not make it")
     volume = pool.lookup(name)
     if volume is None:
+        # Its name is its own in the whole host: if the pool of the configuration has changed since, it is elsewhere.
+        volume = None if is_cached(name) else pool.elsewhere(name)
+        if volume is not None:
+            delete_handle(volume)
         return
     overlays = [facts.name for facts in listing(pool) if facts.base == name]
     if overlays:

@@ -1,14 +1,17 @@
 """The command line. Each command is a file of its own that is imported only when it is called."""
 
+import difflib
 import importlib
 import io
+import itertools
+import json
 import sys
 from collections.abc import Sequence
 
 import click
 
 from planvirt import __version__
-from planvirt.errors import Exit, PlanvirtError
+from planvirt.errors import Exit, PlanvirtError, UsageError
 
 COMMANDS: dict[str, str] = {
     "init": "flows.cli.init",
@@ -68,19 +71,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
         click.echo(error.format_message())
         return Exit.INVALID
     except click.ClickException as error:
-        error.show()
+        show_error(_usage(error))
         return Exit.INVALID
     except click.Abort:
         click.echo("\ninterrupted: nothing was touched", err=True)
         return Exit.FAILED
     except PlanvirtError as error:
         show_error(error)
+        if _wants_json(sys.argv[1:] if arguments is None else arguments):
+            click.echo(json.dumps({"error": error.as_dict()}, indent=2, ensure_ascii=False))
         return error.exit
     except BrokenPipeError:
         # Whoever read our output has heard enough; the interpreter must not complain about it at its end.
         sys.stdout = None
         return Exit.OK
     return int(code or 0)
+
+
+def _usage(error: click.ClickException) -> UsageError:
+    """What is wrong with the command line, in three parts like everything else."""
+    message = error.format_message().rstrip(".")
+    brief = f"{message[:1].lower()}{message[1:]}"
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    hint = f"'{context.command_path} --help' tells what it takes" if context else "'planvirt --help' lists the commands"
+    unknown = brief.partition("no such command '")[2].rstrip("'")
+    close = difflib.get_close_matches(unknown, COMMANDS, 1) if unknown else []
+    return UsageError(brief, resolution=f"did you mean '{close[0]}'?" if close else hint)
+
+
+def _wants_json(arguments: Sequence[str]) -> bool:
+    """Whether the command line asks for JSON, so that whoever reads that finds the error in it, too."""
+    words = [*arguments]
+    return "--output=json" in words or any(
+        word in ("--output", "-o") and following == "json" for word, following in itertools.pairwise(words)
+    )
 
 
 def show_error(error: PlanvirtError) -> None:

@@ -2,6 +2,8 @@
 
 import json
 import os
+import shutil
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,6 +12,8 @@ import click
 
 from planvirt.config import Config, load_config
 from planvirt.errors import UsageError
+
+_NARROWEST = 8  # characters of a column
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -59,15 +63,31 @@ def print_json(document: object) -> None:
 def print_table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Columns as wide as their widest cell; states in colour on a terminal."""
     lines = [tuple(heading), *(tuple(row) for row in rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(heading))]
+    widths = _fitting([max(len(line[column]) for line in lines) for column in range(len(heading))])
     for number, line in enumerate(lines):
         cells = []
         last = max((column for column, cell in enumerate(line) if cell), default=0)
         for column, cell in enumerate(line[: last + 1]):
-            padded = cell.ljust(widths[column]) if column < last else cell
+            shown = cell if len(cell) <= widths[column] else f"{cell[: widths[column] - 1]}…"
+            padded = shown.ljust(widths[column]) if column < last else shown
             colour = _STATE_COLOURS.get(cell)
             cells.append(click.style(padded, bold=True) if number == 0 else click.style(padded, fg=colour))
         click.echo("  ".join(cells))
+
+
+def _fitting(widths: list[int]) -> list[int]:
+    """The widths, with the widest columns narrowed until a line fits the terminal; in a pipe all is shown."""
+    if not sys.stdout.isatty():
+        return widths
+    room = shutil.get_terminal_size().columns - 2 * (len(widths) - 1)
+    while sum(widths) > room and max(widths) > _NARROWEST:
+        widths[widths.index(max(widths))] -= 1
+    return widths
+
+
+def took(started: float | None, ended: float | None) -> str:
+    """How long something lasted, for people."""
+    return "-" if started is None or ended is None else f"{ended - started:.1f} s"
 
 
 def plural(count: int, word: str) -> str:

@@ -4,7 +4,8 @@ from datetime import datetime
 
 import click
 
-from flows.cli.common import configuration, output_option, print_json, print_table
+from flows.cli.common import configuration, output_option, print_json, print_table, took
+from flows.cli.show import state_of
 from planvirt.errors import Exit
 
 
@@ -33,7 +34,7 @@ def command(config: str | None, plan: str | None, limit: int, output: str) -> in
                 record.id,
                 record.kind,
                 record.plan,
-                record.state.value,
+                state_of(record),
                 datetime.fromtimestamp(record.created).astimezone().strftime("%Y-%m-%d %H:%M:%S"),
                 took(record.started, record.ended),
                 record.error["brief"] if record.error else "",
@@ -42,8 +43,3 @@ def command(config: str | None, plan: str | None, limit: int, output: str) -> in
         ],
     )
     return Exit.OK
-
-
-def took(started: float | None, ended: float | None) -> str:
-    """How long something lasted, for people."""
-    return "-" if started is None or ended is None else f"{ended - started:.1f} s"

@@ -1,16 +1,16 @@
 """planvirt show RUN"""
 
+import time
 from collections.abc import Sequence
 from datetime import datetime
 
 import click
 
-from flows.cli.common import configuration, output_option, print_json, print_table
-from flows.cli.runs import took
-from planvirt.errors import Exit
+from flows.cli.common import configuration, output_option, print_json, print_table, took
+from planvirt.errors import Exit, UsageError
 from planvirt.journal.journal import Journal
 from planvirt.journal.records import RunRecord, StepRecord
-from planvirt.journal.transitions import RunState, StepState
+from planvirt.journal.transitions import ENDED, RunState, StepState
 
 
 @click.command("show")
@@ -29,7 +29,7 @@ def command(config: str | None, run: str, trail: bool, output: str) -> int:
         transitions = journal.transitions(record.id) if trail else ()
     left = leftovers(record.state, steps)
     if output == "json":
-        print_json(documents.run(record, steps, left))
+        print_json(documents.run(record, steps, left) | ({"trail": documents.trail(transitions)} if trail else {}))
         return Exit.OK
     print_run(record, steps, left)
     if transitions:
@@ -52,13 +52,17 @@ def command(config: str | None, run: str, trail: bool, output: str) -> int:
 
 def find_run(journal: Journal, run: str) -> RunRecord:
     """The run of that id, or the latest one for 'last'."""
-    latest = journal.runs(limit=1) if run == "last" else ()
-    return latest[0] if latest else journal.run(run)
+    if run != "last":
+        return journal.run(run)
+    latest = journal.runs(limit=1)
+    if not latest:
+        raise UsageError("cannot find the last run: there are no runs yet")
+    return latest[0]
 
 
 def print_run(record: RunRecord, steps: Sequence[StepRecord], left: Sequence[str]) -> None:
     """A run for people: its end, its steps, its first error, and what is left of it."""
-    click.echo(f"run {record.id} of plan {record.plan}: {record.state.replace('_', ' ')}")
+    click.echo(f"run {record.id} of plan {record.plan}: {state_of(record)}")
     if steps:
         print_table(
             ("STEP", "ACTION", "INSTANCE", "HOST", "STATE", "ATTEMPTS", "TOOK", "RESULT"),
@@ -86,13 +90,37 @@ def print_run(record: RunRecord, steps: Sequence[StepRecord], left: Sequence[str
         click.secho("left over:", fg="red")
         for name in left:
             click.echo(f"  {name}")
+    for way in _ways_on(record):
+        click.echo(f"  {click.style('→', fg='cyan')} {way}")
+
+
+def state_of(record: RunRecord) -> str:
+    """A run's state for people, who want to know whether somebody still works on it."""
+    words = record.state.replace("_", " ")
+    return f"{words}, but its process is dead" if _is_dead(record) else words
+
+
+def _is_dead(record: RunRecord) -> bool:
+    return record.state not in ENDED and record.lease_until <= time.time()
+
+
+def _ways_on(record: RunRecord) -> list[str]:
+    """What can be done about a run that is not over and done with."""
+    if record.state == RunState.KEPT:
+        return [
+            f"'planvirt resume {record.id}' goes on where it stopped",
+            f"'planvirt rollback {record.id}' undoes it",
+        ]
     if record.state == RunState.ROLLBACK_INCOMPLETE:
-        click.echo(f"  {click.style('→', fg='cyan')} planvirt rollback {record.id}")
+        return [f"'planvirt rollback {record.id}' finishes the rollback"]
+    if _is_dead(record):
+        return ["'planvirt recover' finishes it as its plan says"]
+    return []
 
 
 def _result(step: StepRecord) -> str:
     if step.state == StepState.UNDONE:
-        return f"undone after: {step.error['brief']}" if step.error else "undone"
+        return f"after: {step.error['brief']}" if step.error else ""
     if step.undo_error:
         return step.undo_error["brief"]
     if step.error and not step.outputs:

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import click
-from planvirt.load import check_plan
 
 from flows.cli.common import configuration, inputs_option, output_option, print_json, read_inputs
 from planvirt.errors import Exit
+from planvirt.load import check_plan
 
 
 @click.command("validate")
@@ -28,7 +28,8 @@ def command(config: str | None, plans: tuple[str, ...], inputs: tuple[str, ...],
         if not problems:
             click.echo(f"{path}: {click.style('ok', fg='green')}")
         for problem in problems:
-            place = click.style(f"{path}:{problem.line}:{problem.column}:", bold=True)
+            where = f"{path}:{problem.line}:{problem.column}:" if problem.line else f"{path}:"
+            place = click.style(where, bold=True)
             click.echo(f"{place} {problem.message}")
             if problem.hint:
                 click.echo(f"    {click.style('→', fg='cyan')} {problem.hint}")

@@ -289,8 +289,9 @@ class Journal:
             raise Claimed("cannot claim the instances: another run owned one until just now", resolution="try again")
 
     def _as_claim(self, row: Row[*tuple[Any, ...]]) -> Claim:
-        alive = row.state not in ENDED and row.lease_until > self._clock()
-        return Claim(row.uuid, row.instance, row.host, row.run, row.plan, RunState(row.state), alive)
+        left = max(0.0, row.lease_until - self._clock())
+        alive = row.state not in ENDED and left > 0
+        return Claim(row.uuid, row.instance, row.host, row.run, row.plan, RunState(row.state), alive, left)
 
     # Whose a run is
 
@@ -324,7 +325,7 @@ class Journal:
             raise Claimed(
                 f"cannot take over run {row.id}: it is still running",
                 details=f"its owner {row.owner} gave a sign of life {LEASE - left:.0f} s ago",
-                resolution="wait for it, or end that process first",
+                resolution=f"wait for it; if that process was killed, this works in {left:.0f} s",
             )
         if row.state in _OVER:
             raise NotRecoverable(

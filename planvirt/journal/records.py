@@ -90,6 +90,7 @@ class Claim:
     plan: str
     state: RunState
     alive: bool
+    lease_left: float = 0.0  # seconds until a run that shows no sign of life counts as dead
 
     def __str__(self) -> str:
         if self.state == RunState.ROLLBACK_INCOMPLETE:
@@ -102,5 +103,8 @@ class Claim:
     def remedy(self) -> str:
         """What to do to get the instance free."""
         if self.alive and self.state != RunState.ROLLBACK_INCOMPLETE:
-            return f"wait until it has ended: 'planvirt show {self.run}'"
+            return (
+                f"wait until it has ended: 'planvirt show {self.run}'; if its process was killed, "
+                f"'planvirt recover' can finish it in {self.lease_left:.0f} s"
+            )
         return f"undo it with 'planvirt rollback {self.run}', then try again"

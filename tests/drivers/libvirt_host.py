@@ -93,7 +93,7 @@ def qemu_host(*, uri: str = URI, accel: str = "tcg") -> Iterator[QemuHost]:
     compute = LibvirtCompute(config, top / "home")
     try:
         compute.capabilities()
-        compute.volumes()  # the pool is there from now on
+        compute._pool.handle()  # the pool is there from now on
         yield QemuHost(compute, name, folder)
     finally:
         compute.close()

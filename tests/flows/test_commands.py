@@ -40,7 +40,7 @@ def test_validate_tells_every_problem_of_every_file(shop: Workshop) -> None:
     assert "bad.yaml:2:7:" in ended.out
     assert "bad.yaml:4:7: unknown key 'memroy'" in ended.out
     assert "did you mean 'memory'?" in ended.out
-    assert "gone.yaml:0:0:" in ended.out
+    assert "gone.yaml: cannot read" in ended.out
 
 
 def test_validate_as_json(shop: Workshop) -> None:

@@ -23,10 +23,16 @@ NODE = """
 """
 
 
+_SOCKET = "check the socket that the host's uri in planvirt.toml names, and that its daemon runs"
+
+
 @pytest.mark.parametrize(
     ("uri", "resolution"),
     [
-        ("qemu+unix:///system?socket=/nonexistent/socket", "start libvirt: 'sudo systemctl start libvirtd'"),
+        (
+            "qemu+unix:///system?socket=/nonexistent/socket",
+            _SOCKET,
+        ),
         ("test:///nonexistent.xml", "check that the file exists and holds libvirt's <node> document"),
         (
             "qemu+tcp://127.0.0.1:1/system",
@@ -39,7 +45,7 @@ def test_unreachable(uri: str, resolution: str, tmp_path: Path, capfd: pytest.Ca
     with pytest.raises(HostUnreachable) as caught:
         compute.capabilities()
     assert isinstance(caught.value, Transient)
-    assert caught.value.brief == f"cannot reach {uri.partition('?')[0]}"
+    assert caught.value.brief == f"cannot reach host host at {uri.partition('?')[0]}"
     assert caught.value.details
     assert caught.value.resolution == resolution
     assert "libvirt" not in capfd.readouterr().err  # it would print each error; its XML parser still does

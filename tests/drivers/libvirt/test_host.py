@@ -11,6 +11,7 @@ import pytest
 
 from drivers.compute import AttachedDisk, Domain
 from drivers.libvirt import acceleration, images, reading
+from drivers.libvirt.driver import LibvirtCompute
 from drivers.libvirt.pool import Pool
 from planvirt.config import HostConfig
 from planvirt.deadline import Deadline
@@ -182,3 +183,24 @@ def test_a_disk_of_an_odd_size_can_be_made_again(qemu: QemuHost) -> None:
     first = qemu.compute.create_volume(name, size=10**9, format="qcow2", base=None, deadline=Deadline(30))
     assert first.capacity >= 10**9
     assert qemu.compute.create_volume(name, size=10**9, format="qcow2", base=None, deadline=Deadline(30)) == first
+
+
+def test_reading_makes_no_pool(qemu: QemuHost, tmp_path: Path) -> None:
+    name = f"{qemu.pool}-unmade"
+    reader = LibvirtCompute(HostConfig("host", uri=URI, accel="tcg", pool=name, pool_path=qemu.folder / "no"), tmp_path)
+    try:
+        assert reader.volumes() == []
+        assert reader.facts().free_space > 0
+        reader.instances()
+    finally:
+        reader.close()
+    with qemu.door() as connection:
+        assert name not in [pool.name() for pool in connection.listAllStoragePools()]
+
+
+def test_a_volume_is_deleted_where_it_is_also_when_the_pool_has_changed(qemu: QemuHost, tmp_path: Path) -> None:
+    name = Mark("plan", "moved", "run", "ab" * 32).volume("root")
+    qemu.compute.create_volume(name, size=1 << 20, format="qcow2", base=None, deadline=Deadline(30))
+    with qemu_host() as other:
+        other.compute.delete_volume(name)
+    assert name not in qemu.files()
