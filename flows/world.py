@@ -1,5 +1,6 @@
 """The hosts and stores of the configuration, each opened once, when it is first asked for."""
 
+import socket
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -13,11 +14,24 @@ from planvirt.config import Config
 from planvirt.errors import ConfigError
 
 
-class World:
-    """What a run may touch. Safe to use from several threads; closing it closes every connection."""
+def connects(address: str, port: int) -> bool:
+    """Whether something takes a connection there."""
+    try:
+        with socket.create_connection((address, port), timeout=1.0):
+            return True
+    except OSError:
+        return False
 
-    def __init__(self, config: Config) -> None:
+
+class World:
+    """What a run may touch. Safe to use from several threads; closing it closes every connection.
+
+    `answers` tells whether a guest's port does: a guest that exists only on paper cannot be asked.
+    """
+
+    def __init__(self, config: Config, *, answers: Callable[[str, int], bool] = connects) -> None:
         self.config = config
+        self.answers = answers
         self._lock = threading.Lock()
         self._hosts: dict[str, Compute] = {}
         self._stores: dict[str, ImageStore] = {}

@@ -1,6 +1,5 @@
 """wait: until the guest has written a text to its console, has an address, answers on a port, or is in a state."""
 
-import socket
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -86,13 +85,7 @@ def _until(call: Call, holds: Callable[[], bool], what: str) -> None:
 
 
 def _answers(call: Call, port: int) -> bool:
-    for address in call.compute.addresses(call.instance):
-        try:
-            with socket.create_connection((address, port), timeout=1.0):
-                return True
-        except OSError:
-            continue
-    return False
+    return any(call.world.answers(address, port) for address in call.compute.addresses(call.instance))
 
 
 def _last_line(call: Call) -> str:
