@@ -128,7 +128,7 @@ def _fill(paper: Paper, seen: _Seen) -> None:
         paper.instances[key] = Machine(
             name_of(item), item.uuid, item.mark, item.state, item.vcpus, item.memory, list(item.volumes),
             nics=1, set_aside=item.set_aside, starts=int(item.state != State.STOPPED), keep=list(item.keep),
-            protect=item.protect,
+            protect=item.protect, locked=item.locked,
         )  # fmt: skip
     named = [name for item in seen.instances for name in item.volumes]
     for name in (*named, *(volume.base for volume in seen.volumes if volume.base is not None)):

@@ -12,6 +12,8 @@ import pytest
 
 from drivers.compute import Domain
 from flows.cli import main
+from flows.replica import replicate
+from flows.world import World
 from planvirt.journal.records import RunRecord, StepRecord
 from planvirt.journal.transitions import RunState
 from planvirt.mark import Mark, instance_uuid
@@ -216,6 +218,13 @@ def test_instances_are_copied_as_they_are(yard: Yard) -> None:
     mark = Mark("else", "kept", "r0", "0" * 64)
     yard.kvm1.define(Domain("kept", instance_uuid("else", "kept"), 2, 1 << 26, mark, protect=True))
     yard.kvm1.set_aside("kept", "r0")
+    yard.kvm1.lock("old")
+    with World(yard.config) as world:
+        replica = replicate(world, yard.plan(OLD), yard.folder / "copy", offline=False)
+    for name, host in yard.hosts.items():
+        assert replica.host(name).instances() == host.instances()
+        assert replica.host(name).volumes() == host.volumes()
+    yard.kvm1.unlock("old")
     document = simulation(yard, OLD)
     assert (document["state"], document["events"]) == ("succeeded", [])
     document = simulation(yard, NEW, "--fail", "launch.web")
