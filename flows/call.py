@@ -9,6 +9,7 @@ from flows.world import World
 from planvirt.deadline import Deadline
 from planvirt.mark import Mark
 from planvirt.plan import Image, Instance
+from planvirt.states import State
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,11 @@ class Call:
         """The instance as it is now, if it is planvirt's and this plan's own; None when it is absent."""
         found = self.compute.instance(self.instance)
         return found if found is not None and found.uuid == self.uuid else None
+
+    def state(self) -> State:
+        """The state of the instance now."""
+        found = self.facts()
+        return State.ABSENT if found is None else found.state
 
     def phase(self, name: str, **undo: Any) -> None:
         """Tell the journal what comes next, and what undoing it will need, before it is done.

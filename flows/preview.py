@@ -3,14 +3,15 @@
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from drivers.compute import Capabilities, InstanceFacts
+from drivers.compute import InstanceFacts
 from flows.facts import Facts, name_of
+from flows.foresight import foreseen
 from flows.kept_disks import doomed, outliving, returning
 from planvirt.errors import Conflict
 from planvirt.graph import Graph, Step
 from planvirt.mark import instance_uuid
-from planvirt.plan import Deferred, Instance
-from planvirt.states import EXISTING, State
+from planvirt.plan import Instance
+from planvirt.states import State
 from planvirt.verbs import Impact, verb_for
 
 
@@ -59,6 +60,8 @@ def preview(plan: str, graph: Graph, facts: Facts) -> Preview:
             instead[step.id] = (step.id,)
             continue
         action, reason = _declared(plan, step.instance, facts.of(step))
+        if action is not None and action in _BRINGING.values() and _operation_does(action, step, graph):
+            action, reason = None, ""
         if action is None:
             if reason:
                 conflicts.append(reason)
@@ -69,12 +72,12 @@ def preview(plan: str, graph: Graph, facts: Facts) -> Preview:
         kept.append(decided)
         reasons[decided.id] = reason
         instead[step.id] = (decided.id,)
-    conflicts += [str(claim) for claim in facts.claims.values()]
     conflicts += _elsewhere(graph, facts)
     for step in kept:
         if step.action == "launch" and step.when is not False:
             conflicts += _in_the_way(plan, step, facts)
-    conflicts += _foreseen(plan, kept, facts)
+    conflicts += foreseen(plan, kept, facts)
+    conflicts += [str(claim) for claim in facts.claims.values()]
     return Preview(
         plan=plan,
         changes=tuple(_change(step, reasons[step.id]) for step in kept if step.when is not False),
@@ -138,11 +141,27 @@ def _declared(plan: str, wanted: Instance, found: InstanceFacts | None) -> tuple
         return None, _differs(wanted, found)
     if found.state == wanted.state:
         return None, ""
-    if wanted.state == State.RUNNING and found.state == State.STOPPED:
-        return "start", "declared running, stopped"
-    if wanted.state == State.STOPPED and found.state == State.RUNNING:
-        return "stop", "declared stopped, running"
+    verb = _BRINGING.get((found.state, wanted.state))
+    if verb is not None:
+        return verb, f"declared {wanted.state}, {found.state}"
     return None, f"{wanted.name}: it is {found.state}, declared {wanted.state}; bring it there by hand"
+
+
+# How an instance gets from the state it is in to the declared one. To stop a guest that stands still is to give its
+# memory up, which nobody has asked for.
+_BRINGING = {
+    (State.STOPPED, State.RUNNING): "start",
+    (State.PAUSED, State.RUNNING): "unpause",
+    (State.SUSPENDED, State.RUNNING): "resume",
+    (State.RUNNING, State.STOPPED): "stop",
+}
+
+
+def _operation_does(action: str, step: Step, graph: Graph) -> bool:
+    """Whether the plan's own first operation on the instance is that verb, so that it need not be done before it."""
+    own = (other for other in graph.steps if other.operation is not None and other.instance.name == step.instance.name)
+    first = next(own, None)
+    return first is not None and first.when is True and not first.final and first.action == action
 
 
 def _differs(wanted: Instance, found: InstanceFacts) -> str:
@@ -190,62 +209,6 @@ def _in_the_way(plan: str, step: Step, facts: Facts) -> list[str]:
     return conflicts
 
 
-def _foreseen(plan: str, steps: Sequence[Step], facts: Facts) -> list[str]:
-    """What would be refused half-way: verbs that a host lacks, or that meet their instance in a wrong state."""
-    states = {
-        (host, name): frozenset({found.state if found.uuid == instance_uuid(plan, name) else State.ABSENT})
-        for (host, name), found in facts.instances.items()
-    }
-    conflicts: list[str] = []
-    terminated: set[str] = set()
-    for step in steps:
-        name = step.instance.name
-        place = (step.instance.host, name)
-        before = states.get(place, frozenset({State.ABSENT}))
-        verb = verb_for(step.action, step.arguments)
-        capabilities = facts.capabilities[step.instance.host]
-        if step.action not in capabilities.verbs:
-            conflicts.append(f"{step.id}: host {step.instance.host} cannot {step.action}")
-        if lack := _lacks(step, capabilities):
-            conflicts.append(f"{step.id}: host {step.instance.host} {lack}")
-        if step.action == "launch" and place in facts.instances and State.ABSENT in before:
-            conflicts.append(f"{step.id}: host {step.instance.host} has an instance of that name from elsewhere")
-        if step.action == "launch" and name in terminated:
-            # What is set aside keeps its UUID until the run commits, and two machines cannot share one.
-            conflicts.append(f"{step.id}: {name} is terminated earlier in this run; launch it in a run of its own")
-        if step.action == "terminate":
-            terminated.add(name)
-        if step.action == "terminate" and step.instance.protect:
-            conflicts.append(f"{step.id}: {name} is protected; declare it without 'protect' to have it terminated")
-        if not before & verb.allowed:
-            allowed = ", ".join(sorted(verb.allowed))
-            conflicts.append(f"{step.id}: {name} will be {_or(before)}; {verb.name} is allowed in: {allowed}")
-        after = _after(step, before)
-        states[place] = before | after if isinstance(step.when, Deferred) else after if step.when else before
-    return conflicts
-
-
-def _after(step: Step, before: frozenset[State]) -> frozenset[State]:
-    if step.action == "launch":
-        return frozenset({State.STOPPED if step.instance.state == State.STOPPED else State.RUNNING})
-    if step.action == "wait" and "for" in step.arguments:
-        return frozenset({State(str(step.arguments["for"]))})
-    if step.action == "wait":
-        return before & EXISTING or before
-    leaves = verb_for(step.action, step.arguments).leaves
-    return before if leaves is None else frozenset({leaves})
-
-
-def _lacks(step: Step, capabilities: Capabilities) -> str:
-    """What this step needs of its host beyond the verb, if the host has it not."""
-    console = step.arguments.get("console") or (step.instance.ready and step.instance.ready.console)
-    if step.action in ("wait", "launch") and console and not capabilities.console:
-        return "has no console to wait for"
-    if step.action == "snapshot" and step.arguments.get("quiesce") == "required" and not capabilities.quiesce:
-        return "cannot freeze file systems"
-    return ""
-
-
 def _change(step: Step, reason: str) -> Change:
     verb = verb_for(step.action, step.arguments)
     return Change(
@@ -270,7 +233,3 @@ def _destroyed(plan: str, step: Step, facts: Facts) -> str:
     kept = f" (keeps {', '.join(stays)})" if stays else ""
     disks = "1 disk" if count == 1 else f"{count} disks"
     return f"instance {_place(found)} with {disks}{kept}"
-
-
-def _or(states: frozenset[State]) -> str:
-    return " or ".join(sorted(states))

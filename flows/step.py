@@ -4,6 +4,7 @@ import random
 from collections.abc import Mapping
 from typing import Any
 
+from drivers.compute import InstanceFacts
 from drivers.errors import Transient
 from flows.actions import ACTIONS
 from flows.attempt import StepInterrupted
@@ -17,6 +18,10 @@ from planvirt.graph import Step
 from planvirt.journal.transitions import StepState
 from planvirt.states import State
 from planvirt.verbs import verb_for
+
+
+class Locked(Conflict):
+    """The instance is locked against changes. Nothing was touched."""
 
 
 class WrongState(Conflict):
@@ -116,9 +121,15 @@ class _Doing:
         return error
 
 
-def _guard(step: Step, facts: Any) -> None:
+def _guard(step: Step, facts: InstanceFacts | None) -> None:
+    """Refuse the step: the lock first, then the state."""
     state = State.ABSENT if facts is None else facts.state
     verb = verb_for(step.action, step.arguments)
+    if verb.changing and facts is not None and facts.locked:
+        raise Locked(
+            f"cannot {step.action} {step.instance.name}: it is locked",
+            resolution="unlock it by an earlier step of the plan: 'action: unlock'",
+        )
     if state not in verb.allowed:
         allowed = ", ".join(sorted(verb.allowed))
         raise WrongState(

@@ -52,9 +52,16 @@ ARGUMENTS: dict[str, dict[str, Parse]] = {
     "start": {},
     "stop": {"grace": _duration, "force": _flag},
     "reboot": {"kind": _text},
+    "pause": {},
+    "unpause": {},
+    "suspend": {},
+    "resume": {},
     "snapshot": {"disk": _text, "quiesce": _text, "upload": _upload},
     "terminate": {},
+    "lock": {},
+    "unlock": {},
     "wait": {"console": _text, "address": _flag, "port": _port, "for": _text},
+    "sleep": {"for": _duration},
 }
 
 DEFAULTS: dict[str, dict[str, Any]] = {

@@ -40,16 +40,17 @@ def _operation(
     line, column = build.problems.document.value_at(section.base)
     action = section.get("action")
     chosen = _chosen(section, build.names, instances)
+    arguments = _arguments(section, action, build)
     operation = Operation(
         id=id,
         action=action,
         instances=chosen,
-        arguments=_arguments(section, action, build),
+        arguments=arguments,
         needs=_needs(section, build),
         when=_when(section),
         parallel=section.get("parallel"),
         retry=section.retry(defaults.retry),
-        timeout=section.positive_duration("timeout", defaults.timeout),
+        timeout=_timeout(section, action, arguments, defaults),
         line=line,
         column=column,
     )
@@ -113,6 +114,19 @@ def _when(section: Section) -> bool | Deferred:
         return value
     section.problems.add(section.at("when"), f"when must be true or false, not {describe(value)}")
     return True
+
+
+def _timeout(section: Section, action: str, arguments: Mapping[str, Any], defaults: Defaults) -> float:
+    """The limit of a step. That of a sleep begins to count when it should have ended, unless the plan gives one."""
+    limit = section.positive_duration("timeout", defaults.timeout)
+    asleep = arguments.get("for") if action == "sleep" else None
+    if not isinstance(asleep, float):
+        return limit
+    if "timeout" not in section.data:
+        return asleep + limit
+    if limit <= asleep:
+        section.problems.add(section.at("timeout"), "timeout must be longer than the sleep", "leave it out")
+    return limit
 
 
 def _arguments(section: Section, action: str, build: Build) -> dict[str, Any]:

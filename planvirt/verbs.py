@@ -23,7 +23,10 @@ class Impact(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Verb:
-    """One row of the table. `leaves` is None where the state stays as it is; `undo` is what rollback does, in words."""
+    """One row of the table. `leaves` is None where the state stays as it is; `undo` is what rollback does, in words.
+
+    A locked instance refuses what is `changing`. A snapshot takes something and changes nothing, so it is not.
+    """
 
     name: str
     allowed: frozenset[State]
@@ -31,6 +34,7 @@ class Verb:
     impact: Impact
     undo: str
     summary: str
+    changing: bool = True
 
 
 def _states(*states: State) -> frozenset[State]:
@@ -50,12 +54,26 @@ _ROWS = (
     Verb("reboot hard", _states(State.RUNNING, State.STOPPED, State.PAUSED, State.SUSPENDED, State.ERROR),
          State.RUNNING, Impact.REBOOT,
          "none needed", "power the instance off and start it again"),
+    Verb("pause", _states(State.RUNNING), State.PAUSED, Impact.LIVE,
+         "unpause", "stop the guest in its tracks; its memory stays where it is"),
+    Verb("unpause", _states(State.PAUSED), State.RUNNING, Impact.LIVE,
+         "pause", "let a paused guest go on"),
+    Verb("suspend", _states(State.RUNNING), State.SUSPENDED, Impact.LIVE,
+         "resume", "save the guest's memory to the host's disk, and be off"),
+    Verb("resume", _states(State.SUSPENDED), State.RUNNING, Impact.LIVE,
+         "suspend", "let a suspended guest go on from its saved memory, paused if it was paused"),
     Verb("snapshot", _states(State.RUNNING, State.STOPPED, State.PAUSED, State.SUSPENDED), None, Impact.LIVE,
-         "delete the image", "copy a disk of the instance into a verified image"),
+         "delete the image", "copy a disk of the instance into a verified image", changing=False),
     Verb("terminate", EXISTING, State.ABSENT, Impact.DATA_LOSS,
          "bring it back with its disks", "remove the instance and its disks; only the run's end deletes them"),
+    Verb("lock", EXISTING, None, Impact.NONE,
+         "unlock", "refuse every verb that changes the instance, until it is unlocked", changing=False),
+    Verb("unlock", EXISTING, None, Impact.NONE,
+         "lock", "allow changes again", changing=False),
     Verb("wait", EXISTING, None, Impact.NONE,
-         "none needed", "wait for a console text, an address, an open port or a state"),
+         "none needed", "wait for a console text, an address, an open port or a state", changing=False),
+    Verb("sleep", frozenset(State), None, Impact.NONE,
+         "none needed", "let some time pass", changing=False),
 )
 # fmt: on
 

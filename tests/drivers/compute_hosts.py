@@ -235,7 +235,7 @@ def libvirt_test(folder: Path) -> Iterator[Host]:
     uri = "test:///default"
     door = _LibvirtDoor(uri, "planvirt")
     compute = LibvirtCompute(HostConfig("host", uri=uri, pool_path=folder / "pool"), folder)
-    compute.facts()  # the pool is there from now on
+    compute._pool.handle()  # the pool is there from now on
     with door.connection():  # the hypervisor lives as long as somebody is connected
         yield Host(
             compute=compute,

@@ -13,6 +13,7 @@ a step needs. Signs behind a step say what goes wrong on the simulated host:
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from drivers.simulated import SimulatedCompute
 from flows.call import RunFacts
@@ -40,7 +41,22 @@ _DO_CALL = {
     "terminate": "set_aside",
     "snapshot": "export_disk",
 }
-_UNDO_CALL = {"launch": "undefine", "stop": "start", "start": "power_off", "terminate": "bring_back"}
+_UNDO_CALL = {
+    "launch": "undefine",
+    "stop": "start",
+    "start": "power_off",
+    "terminate": "bring_back",
+    "pause": "unpause",
+    "unpause": "pause",
+    "suspend": "resume",
+    "resume": "suspend",
+    "lock": "unlock",
+    "unlock": "lock",
+}
+_ARGUMENTS: dict[str, dict[str, Any]] = {
+    "snapshot": {"upload": {"store": "local", "name": "an image"}},
+    "sleep": {"for": 0.0},
+}
 _SHOWN = frozenset({"done", "failed", "skipped", "undone", "undo-failed", "committed"})
 
 PLAN = "saga"
@@ -111,18 +127,17 @@ class Saga:
             if match[sign]:
                 count = match[sign][1:]
                 self.compute.fail(
-                    calls[action],
+                    calls.get(action, action),
                     name=name,
                     times=int(count) if count else None,
                     error="transient" if count else "error",
                 )
-        arguments = {"upload": {"store": "local", "name": f"image of {name}"}} if action == "snapshot" else {}
         return Step(
             id=f"{action}:{name}",
             action=action,
             instance=Instance(name, name, "sim", 1, 64 << 20, disks=(Disk("root", 1 << 20),)),
             operation=f"{action}-{name}" if action == "snapshot" else None,
-            arguments=arguments,
+            arguments=_ARGUMENTS.get(action, {}),
             needs=tuple(match["needs"].split(",")) if match["needs"] else (),
             when=when if not match["off"] else False,
             retry=Retry(attempts, delay=0.0),

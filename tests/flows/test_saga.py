@@ -1,14 +1,20 @@
 """The saga: what is done, what is undone and in which order, and what is left afterwards."""
 
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
 from drivers.simulated import Fault
+from flows.actions import ACTIONS
+from flows.call import Call, RunFacts
 from flows.context import Event
 from flows.executor import ThreadExecutor, Work
+from flows.step import Locked
 from flows.walk import walk
+from flows.world import World
+from planvirt.deadline import Deadline, DeadlinePassed
 from planvirt.journal.transitions import RunState, StepState
 from planvirt.plan import Deferred, OnFailure
 from planvirt.states import State
@@ -50,6 +56,19 @@ def saga(tmp_path: Path) -> Saga:
     ("launch:a terminate:a(launch:a) launch:b(terminate:a)!", _BACK,
      "launch:a:done terminate:a:done launch:b:failed launch:b:undone terminate:a:undone launch:a:undone"),
     ("launch:a snapshot:a(launch:a)", _GOOD, "launch:a:done snapshot:a:done"),
+    ("launch:a pause:a(launch:a) launch:b(pause:a)!", _BACK,
+     "launch:a:done pause:a:done launch:b:failed launch:b:undone pause:a:undone launch:a:undone"),
+    ("launch:a suspend:a(launch:a)!2 resume:a(suspend:a)", _GOOD,
+     "launch:a:done suspend:a:failed suspend:a:failed suspend:a:done resume:a:done"),
+    ("launch:a suspend:a(launch:a)~ launch:b(suspend:a)!", _STUCK,
+     "launch:a:done suspend:a:done launch:b:failed launch:b:undone "
+     "suspend:a:undo-failed suspend:a:undo-failed suspend:a:undo-failed launch:a:undone"),
+    ("launch:a sleep:a(launch:a)", _GOOD, "launch:a:done sleep:a:done"),
+    # a lock made in the run is undone before what it would forbid
+    ("launch:a lock:a(launch:a) stop:a(lock:a)", _BACK,
+     "launch:a:done lock:a:done stop:a:failed stop:a:undone lock:a:undone launch:a:undone"),
+    ("launch:a lock:a(launch:a) unlock:a(lock:a) stop:a(unlock:a)", _GOOD,
+     "launch:a:done lock:a:done unlock:a:done stop:a:done"),
     ("launch:a snapshot:a(launch:a)!", _BACK, "launch:a:done snapshot:a:failed snapshot:a:undone launch:a:undone"),
 ])  # fmt: skip
 def test_events(saga: Saga, setup: str, state: RunState, events: str) -> None:
@@ -89,6 +108,74 @@ def test_an_undo_restores_what_was_before_the_first_attempt(saga: Saga) -> None:
     assert "start:b:failed" in events
     states = [found.state for name in ("a", "b") if (found := saga.compute.instance(name))]
     assert states == [State.RUNNING, State.STOPPED]
+
+
+@pytest.mark.parametrize("steps", [
+    "pause:a", "pause:a unpause:a(pause:a)", "suspend:a", "suspend:a resume:a(suspend:a)", "lock:a",
+    "lock:a unlock:a(lock:a)", "lock:a unlock:a(lock:a) suspend:a(unlock:a) lock:b", "sleep:a",
+])  # fmt: skip
+def test_what_was_running_and_open_is_so_again(saga: Saga, steps: str) -> None:
+    saga.run("launch:a launch:b")
+    before = saga.compute.instance("a"), saga.compute.instance("b")
+    last = steps.split()[-1].partition("(")[0]
+    assert saga.run(f"{steps} launch:c({last})!")[0] == _BACK
+    assert (saga.compute.instance("a"), saga.compute.instance("b")) == before
+
+
+@pytest.mark.parametrize(("before", "steps"), [
+    ("pause:a", "unpause:a"), ("suspend:a", "resume:a"), ("lock:a", "unlock:a"), ("lock:a", "lock:a"),
+    ("lock:a", "unlock:a stop:a(unlock:a)"), ("pause:a", "lock:a"),
+])  # fmt: skip
+def test_what_was_not_running_or_locked_is_so_again(saga: Saga, before: str, steps: str) -> None:
+    saga.run(f"launch:a {before}(launch:a)")
+    found = saga.compute.instance("a")
+    last = steps.split()[-1].partition("(")[0]
+    assert saga.run(f"{steps} launch:c({last})!")[0] == _BACK
+    assert saga.compute.instance("a") == found
+
+
+@pytest.mark.parametrize("verb", ["pause", "suspend", "lock"])
+def test_an_undo_reverts_an_effect_that_was_never_told(saga: Saga, verb: str) -> None:
+    saga.run("launch:a")
+    before = saga.compute.instance("a")
+    saga.compute.fail(verb, name="a", times=None, error="transient", at="after")
+    assert saga.run(f"{verb}:a")[0] == _BACK
+    assert saga.compute.instance("a") == before
+
+
+def test_a_paused_guest_that_was_resumed_is_suspended_as_it_was(saga: Saga) -> None:
+    saga.run("launch:a")
+    saga.compute.pause("a")
+    saga.compute.suspend("a", Deadline())
+    saga.run("resume:a launch:c(resume:a)!")
+    found = saga.compute.instance("a")
+    assert found is not None and found.state == State.SUSPENDED
+    assert saga.run("resume:a")[0] == _GOOD
+    found = saga.compute.instance("a")
+    assert found is not None and found.state == State.PAUSED
+
+
+def test_a_lock_that_came_after_the_preview_is_respected(saga: Saga) -> None:
+    saga.run("launch:a")
+    saga.compute.lock("a")
+    before = saga.compute.events()
+    assert saga.run("terminate:a") == (_BACK, "terminate:a:failed terminate:a:undone")
+    assert saga.compute.events() == before
+    assert isinstance(saga.error, Locked)
+
+
+def test_an_interruption_ends_a_sleep(saga: Saga) -> None:
+    saga.run("launch:a")
+    interrupted = threading.Event()
+    deadline = Deadline(60.0, interrupted=interrupted)
+    threading.Timer(0.1, interrupted.set).start()
+    with World(saga.config) as world:
+        call = Call(
+            RunFacts("r", "saga", "", ""), "sleep.a", "a", "", "sim", {"for": 60.0}, world, deadline, {},
+            record=lambda _phase, _undo: None, log=lambda _: None,
+        )  # fmt: skip
+        with pytest.raises(DeadlinePassed):
+            ACTIONS["sleep"].do(call)
 
 
 def test_a_listener_that_breaks_does_not_end_the_run(saga: Saga) -> None:

@@ -280,3 +280,78 @@ def test_waiting_for_an_address_and_a_port(lab: Lab) -> None:
     assert ended.code == 0, ended
     (address,) = ended.document["run"]["steps"][0]["outputs"]["addresses"]
     assert address.count(".") == 3
+
+
+STILL = """\
+instances:
+  {word}-one:
+    image: tiny
+    memory: 192 MiB
+    disks: [64 MiB]
+    ready: {console: heartbeat 1, within: 90s}
+    {boot:planvirt.heartbeat=1}
+  {word}-two:
+    image: tiny
+    memory: 192 MiB
+    disks: [64 MiB]
+    ready: {console: heartbeat 1, within: 90s}
+    {boot:planvirt.heartbeat=1}
+"""
+
+
+def test_guests_stand_still_and_go_on_where_they_were(lab: Lab) -> None:
+    def beats(name: str) -> list[int]:
+        lines = lab.host.compute.console(f"{lab.word}-{name}").splitlines()
+        return [int(line.split()[1]) for line in lines if line.startswith("heartbeat ")]
+
+    def goes_on(name: str, last: int) -> None:
+        until(lambda: beats(name)[-1] > last)
+
+    def states() -> set[str]:
+        found = lab.shop.planvirt("instances", "--output", "json").document["instances"]
+        return {item["state"] for item in found if item["name"].startswith(lab.word)}
+
+    assert lab.shop.run(lab.plan("still", STILL)).code == 0
+    plan = lab.plan(
+        "still",
+        STILL
+        + """\
+operations:
+  - {action: pause, instances: [{word}-one]}
+  - {action: suspend, instances: [{word}-two]}
+  - {action: sleep, instances: [{word}-one, {word}-two], with: {for: 2s}}
+  - {id: never, action: wait, instances: [{word}-one], with: {console: this never comes}, timeout: 1s}
+""",
+    )
+    ended = lab.shop.run(plan)
+    assert ended.document["run"]["state"] == "rolled_back", ended
+    assert states() == {"running"}
+    for name in ("one", "two"):
+        goes_on(name, beats(name)[-1] + 1)
+        assert beats(name) == list(range(1, len(beats(name)) + 1))  # neither booted again, and no line is lost
+    lab.shop.write(plan, (lab.shop.folder / plan).read_text().replace("  - {id: never", "  #"))
+    assert lab.shop.run(plan).code == 0
+    assert states() == {"paused", "suspended"}
+    before = {name: beats(name)[-1] for name in ("one", "two")}
+    plan = lab.plan(
+        "still",
+        STILL
+        + """\
+operations:
+  - {action: unpause, instances: [{word}-one]}
+  - {action: resume, instances: [{word}-two]}
+  - {action: lock, instances: [{word}-one]}
+""",
+    )
+    ended = lab.shop.run(plan)
+    assert ended.code == 0, ended
+    for name, last in before.items():
+        goes_on(name, last)
+    refused = lab.shop.planvirt("destroy", plan, "--yes")
+    assert refused.code == 6
+    assert f"{lab.word}-one is locked" in refused.err
+    assert states() == {"running"}
+    lab.shop.write(plan, lab.shop.folder.joinpath(plan).read_text().partition("operations:")[0])
+    lab.host.compute.unlock(f"{lab.word}-one")
+    assert lab.shop.planvirt("destroy", plan, "--yes").code == 0
+    assert lab.volumes() == set()

@@ -14,6 +14,7 @@ from planvirt.secret import Secret
     [
         ("stop", {"grace": "1m30s", "force": True}, {"grace": 90.0, "force": True}),
         ("stop", {"grace": 60.0}, {"grace": 60.0}),
+        ("sleep", {"for": "1m"}, {"for": 60.0}),
         ("wait", {"console": Secret("x"), "port": 22}, {"console": Secret("x"), "port": 22}),
         ("snapshot", {"upload": {"store": "local", "name": "a"}}, {"upload": {"store": "local", "name": "a"}}),
         ("launch", {"image": "local/x"}, {"image": "local/x"}),
