@@ -188,6 +188,12 @@ def test_a_guest_comes_into_the_state_that_is_waited_for(yard: Yard) -> None:
     assert fates(simulation(yard, text))["db"] == "running stopped"
 
 
+def test_a_rehearsal_does_not_sleep(yard: Yard) -> None:
+    text = f"{OLD}operations:\n  - {{id: rest, action: sleep, instances: [db], with: {{for: 1h}}}}\n"
+    events = simulation(yard, text)["events"]
+    assert "sleep, for 3600 s in a run" in [item["text"] for item in events]
+
+
 def test_secrets_are_not_read(yard: Yard) -> None:
     wait = "operations:\n  - {id: said, action: wait, instances: [db], with: {console: '{{ secrets.word }}'}}\n"
     assert simulation(yard, f"{OLD}{wait}")["state"] == "succeeded"
