@@ -70,6 +70,8 @@ def _look(what: str, examine: Callable[[], str]) -> Finding:
 
 
 def _journal(config: Config) -> str:
+    from sqlalchemy import make_url
+
     from planvirt.journal.journal import Journal
 
     with Journal(config.journal_url) as journal:
@@ -81,7 +83,8 @@ def _journal(config: Config) -> str:
                 details=", ".join(sorted(claim.instance for claim in stuck)),
                 resolution="\n".join(f"planvirt rollback {run}" for run in runs),
             )
-        return f"{config.journal_url}, {plural(len(journal.runs(limit=1000)), 'run')}"
+        shown = make_url(config.journal_url).render_as_string(hide_password=True)
+        return f"{shown}, {plural(len(journal.runs(limit=1000)), 'run')}"
 
 
 def _host(world: "World", name: str) -> str:
