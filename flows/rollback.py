@@ -6,12 +6,15 @@ An undo that fails is tried again; when it fails for good the others still go on
 from collections.abc import Iterable, Sequence
 
 from flows.actions import ACTIONS
+from flows.call import Call
 from flows.context import RunContext
 from flows.executor import Executor, Work
 from flows.late_work import late_work
 from flows.walk import walk
+from planvirt.errors import Conflict
 from planvirt.journal.records import StepRecord
 from planvirt.journal.transitions import UNDOABLE, RunState, StepState
+from planvirt.verbs import verb_for
 
 
 def roll_back(
@@ -85,6 +88,18 @@ def _work(context: RunContext, record: StepRecord) -> Work:
         journal.move_step(run, record.id, StepState.UNDO_FAILED, error["brief"], undo_error=error)
         context.tell("undo-failed", record, error["brief"])
 
-    return late_work(
-        context, record, "undo", begin=begin, carry_out=ACTIONS[record.action].undo, end=end, failed=failed
-    )
+    def carry_out(call: Call) -> None:
+        _guard(call, record)
+        ACTIONS[record.action].undo(call)
+
+    return late_work(context, record, "undo", begin=begin, carry_out=carry_out, end=end, failed=failed)
+
+
+def _guard(call: Call, record: StepRecord) -> None:
+    """A lock that somebody else has put there since holds against an undo, too; the run's own is undone first."""
+    found = call.facts()
+    if call.undo and found is not None and found.locked and verb_for(record.action, record.arguments).changing:
+        raise Conflict(
+            f"cannot undo {record.action} {record.instance}: it is locked",
+            resolution=f"unlock it, then 'planvirt rollback {call.run.id}' goes on",
+        )

@@ -19,6 +19,7 @@ from drivers.simulated import SimulatedCompute
 from flows.call import RunFacts
 from flows.context import Event, RunContext
 from flows.executor import ThreadExecutor
+from flows.recovery import recover
 from flows.saga import carry_out
 from flows.world import World
 from planvirt.config import Config, HostConfig, StoreConfig
@@ -111,6 +112,17 @@ class Saga:
             state, self.error = carry_out(context, steps, {}, on_failure, executor)
             executor.close()
         return state, " ".join(self.events)
+
+    def roll_back(self, run: str) -> RunState:
+        """Roll an ended run back, as somebody would by hand."""
+        record = self.journal.take_over(run, "test")
+        with World(self.config) as world:
+            facts = RunFacts(run, PLAN, "", "2026-01-01T00:00:00Z")
+            context = RunContext(facts, self.journal, world, self.listen, workers=1, undo_pause=0.0)
+            executor = ThreadExecutor(1)
+            state, _ = recover(context, record, executor)
+            executor.close()
+        return state
 
     def left(self) -> list[str]:
         """The instances and volumes on the host, set-aside ones too; cached images do not count."""

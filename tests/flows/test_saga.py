@@ -228,6 +228,16 @@ def test_an_abandoned_rollback_names_what_is_left(saga: Saga) -> None:
     assert "instance a on sim" in leftovers(state, saga.journal.steps("run-1"))
 
 
+def test_a_lock_holds_against_an_undo(saga: Saga) -> None:
+    saga.run("launch:a launch:b(launch:a)!", on_failure=OnFailure.KEEP)
+    saga.compute.lock("a")
+    assert saga.roll_back("run-1") == _STUCK
+    assert saga.compute.instance("a") is not None
+    saga.compute.unlock("a")
+    assert saga.roll_back("run-1") == _BACK
+    assert saga.left() == []
+
+
 def test_a_large_graph_is_walked_quickly() -> None:
     layer = 400
     order = [f"{row}.{column}" for row in range(3) for column in range(layer)]
