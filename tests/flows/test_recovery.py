@@ -41,6 +41,12 @@ operations:
   - {id: halt, action: stop, instances: [one]}
   - {id: wake, action: start, instances: [one]}
   - {id: again, action: reboot, instances: [one], with: {kind: hard}}
+  - {id: still, action: pause, instances: [one]}
+  - {id: moving, action: unpause, instances: [one]}
+  - {id: saved, action: suspend, instances: [one]}
+  - {id: restored, action: resume, instances: [one]}
+  - {id: shut, action: lock, instances: [one]}
+  - {id: open, action: unlock, instances: [one]}
   - {id: gone, action: terminate, instances: [old]}
   - {id: look, action: wait, instances: [one, two], with: {for: running}}
 """
