@@ -121,7 +121,7 @@ def check(found: Preview, kind: str = "run") -> None:
         raise Refused(
             f"cannot {kind} {found.plan}: {count} with what is there",
             details="\n".join(found.conflicts),
-            resolution="change the plan, or the instances: 'planvirt instances' lists them",
+            resolution="each line says what is in its way; 'planvirt instances --all' lists what there is",
         )
 
 

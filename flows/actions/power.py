@@ -20,7 +20,7 @@ class GuestIgnoredShutdown(DriverError):
 
 def do_start(call: Call) -> Mapping[str, Any]:
     """Start the instance."""
-    call.phase("start", was=_state(call))
+    call.phase("start", was=call.state())
     call.compute.start(call.instance)
     return {}
 
@@ -34,12 +34,12 @@ def undo_start(call: Call) -> None:
 
 def probe_start(call: Call) -> Finding:
     """Done when it was meant to and runs."""
-    return Finding.DONE if "was" in call.undo and _state(call) == State.RUNNING else Finding.NOTHING
+    return Finding.DONE if "was" in call.undo and call.state() == State.RUNNING else Finding.NOTHING
 
 
 def do_stop(call: Call) -> Mapping[str, Any]:
     """Ask the guest to shut down; after the grace time pull the plug if the plan says `force: true`, else fail."""
-    was = _state(call)
+    was = call.state()
     call.phase("ask the guest to shut down", was=was)
     if was == State.STOPPED:
         return {"forced": False}
@@ -76,14 +76,14 @@ def undo_stop(call: Call) -> None:
     """Start what ran before. A guest that still runs may yet follow the request to shut down, so it is watched."""
     if call.undo.get("was") != State.RUNNING:
         return
-    if _state(call) == State.RUNNING:
+    if call.state() == State.RUNNING:
         grace = float(call.arguments.get("grace", _GRACE))
         try:
             call.compute.wait_state(call.instance, _OFF, call.deadline.within(grace))
         except DeadlinePassed:
             call.deadline.check()
             return
-    if _state(call) == State.STOPPED:
+    if call.state() == State.STOPPED:
         call.phase("start")
         call.compute.start(call.instance)
 
@@ -92,13 +92,13 @@ def probe_stop(call: Call) -> Finding:
     """Done when it was meant to and is off; a guest that was asked may still be on its way."""
     if "was" not in call.undo:
         return Finding.NOTHING
-    return Finding.DONE if _state(call) == State.STOPPED else Finding.PARTIAL
+    return Finding.DONE if call.state() == State.STOPPED else Finding.PARTIAL
 
 
 def do_reboot(call: Call) -> Mapping[str, Any]:
     """Restart the instance and return when it has begun anew."""
     kind = cast(Literal["soft", "hard"], call.arguments.get("kind", "soft"))
-    call.phase(f"{kind} reboot", was=_state(call))
+    call.phase(f"{kind} reboot", was=call.state())
     call.compute.reboot(call.instance, kind, call.deadline)
     return {"kind": kind}
 
@@ -106,11 +106,6 @@ def do_reboot(call: Call) -> Mapping[str, Any]:
 def probe_reboot(_: Call) -> Finding:
     """Nobody can tell whether a running guest was restarted; it is done again."""
     return Finding.NOTHING
-
-
-def _state(call: Call) -> State:
-    found = call.facts()
-    return State.ABSENT if found is None else found.state
 
 
 START = Action(do=do_start, probe=probe_start, undo=undo_start)
