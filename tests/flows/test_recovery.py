@@ -3,12 +3,11 @@
 import os
 import signal
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -28,6 +27,7 @@ from planvirt.journal.transitions import ENDED, RunState, StepState
 from planvirt.load import load_plan
 from planvirt.mark import instance_uuid
 from planvirt.plan import OnFailure, Plan
+from tests.flows.dying import Dying
 
 PLAN = """\
 planvirt: 1
@@ -51,38 +51,6 @@ operations:
   - {id: look, action: wait, instances: [one, two], with: {for: running}}
 """
 FAILING = PLAN + "  - {id: never, action: stop, instances: [two], with: {grace: 100ms}}\n"
-
-
-class Dying(Journal):
-    """A journal whose process is killed at its n-th write: just before it, or just after."""
-
-    left = 0
-    before = True
-
-    def _word(self, write: Callable[[], Any]) -> Any:
-        Dying.left -= 1
-        if Dying.left == 0 and Dying.before:
-            os.kill(os.getpid(), signal.SIGKILL)
-        result = write()
-        if Dying.left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return result
-
-    def begin(self, run: RunRecord, steps: Any) -> None:
-        self._word(lambda: Journal.begin(self, run, steps))
-
-    def move_run(self, run: str, to: RunState, why: str, **changes: Any) -> None:
-        self._word(lambda: Journal.move_run(self, run, to, why, **changes))
-
-    def move_step(self, run: str, step: str, to: StepState, why: str, **changes: Any) -> None:
-        self._word(lambda: Journal.move_step(self, run, step, to, why, **changes))
-
-    def phase(self, run: str, step: str, phase: str, undo: Mapping[str, Any]) -> None:
-        self._word(lambda: Journal.phase(self, run, step, phase, undo))
-
-    def take_over(self, run: str, why: str, *, forward: bool = False) -> RunRecord:
-        taken: RunRecord = self._word(lambda: Journal.take_over(self, run, why, forward=forward))
-        return taken
 
 
 class Lab:

@@ -32,7 +32,8 @@ mount -t devtmpfs dev /dev # a job in the background needs /dev/null
     port=${port%/name}
     exec 3<>"/dev/${port##*/}"
     echo "agent up" >/dev/ttyS0
-    while read -r line <&3; do
+    while true; do
+        read -r line <&3 || { sleep 1; continue; } # the host has not opened its end yet
         case $line in
             *guest-sync*) id=${line##*\\"id\\":}; echo "{\\"return\\": ${id%%\\}*}}" >&3 ;;
             *fsfreeze-freeze*) echo "agent: freeze" >/dev/ttyS0; echo '{"return": 1}' >&3 ;;

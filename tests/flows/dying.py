@@ -1,0 +1,95 @@
+"""A journal that kills its process at its n-th word, and a program that runs a plan with it.
+
+    python -m tests.flows.dying CONFIG PLAN RUN NUMBER
+
+carries the plan out without Prefect, one step at a time, and dies just after that word.
+"""
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from flows.call import RunFacts
+from flows.context import RunContext
+from flows.executor import ThreadExecutor
+from flows.prepare import prepare_run
+from flows.saga import carry_out
+from flows.world import World
+from planvirt.config import load_config
+from planvirt.journal.journal import Journal
+from planvirt.journal.records import RunRecord, StepRecord
+from planvirt.journal.transitions import RunState, StepState
+from planvirt.load import load_plan
+from planvirt.mark import instance_uuid
+
+
+class Dying(Journal):
+    """Its process is killed at its n-th write: just before it, or just after."""
+
+    left = 0
+    before = True
+
+    def _word(self, write: Callable[[], Any]) -> Any:
+        Dying.left -= 1
+        if Dying.left == 0 and Dying.before:
+            os.kill(os.getpid(), signal.SIGKILL)
+        result = write()
+        if Dying.left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+    def begin(self, run: RunRecord, steps: Sequence[StepRecord]) -> None:
+        self._word(lambda: Journal.begin(self, run, steps))
+
+    def move_run(self, run: str, to: RunState, why: str, **changes: Any) -> None:
+        self._word(lambda: Journal.move_run(self, run, to, why, **changes))
+
+    def move_step(self, run: str, step: str, to: StepState, why: str, **changes: Any) -> None:
+        self._word(lambda: Journal.move_step(self, run, step, to, why, **changes))
+
+    def phase(self, run: str, step: str, phase: str, undo: Mapping[str, Any]) -> None:
+        self._word(lambda: Journal.phase(self, run, step, phase, undo))
+
+    def take_over(self, run: str, why: str, *, forward: bool = False) -> RunRecord:
+        taken: RunRecord = self._word(lambda: Journal.take_over(self, run, why, forward=forward))
+        return taken
+
+
+def main(config: str, plan: str, run: str, number: str) -> None:
+    """Carry the plan out, to the end or to death."""
+    settings = load_config(Path(config), Path(config).parent, os.environ)
+    checked = load_plan(Path(plan), config=settings, commit="")
+    Dying.left, Dying.before = int(number), False
+    with Dying(settings.journal_url) as journal, World(settings) as world:
+        found = prepare_run(checked, world, journal).preview
+        assert not found.conflicts, found.conflicts
+        steps = [
+            StepRecord(
+                step.id,
+                position,
+                step.action,
+                step.instance.name,
+                instance_uuid(checked.name, step.instance.name),
+                step.instance.host,
+                step.operation,
+                step.needs,
+            )
+            for position, step in enumerate(found.steps)
+        ]
+        path = str(checked.path.resolve())
+        journal.begin(
+            RunRecord(run, "run", checked.name, path, checked.text, checked.hash, None, {}, checked.on_failure.value),
+            steps,
+        )
+        facts = RunFacts(run, checked.name, "", "2026-01-01T00:00:00Z", checked.images)
+        context = RunContext(facts, journal, world, lambda _: None, plan=checked, workers=1)
+        executor = ThreadExecutor(1)
+        carry_out(context, found.steps, found.parallel, checked.on_failure, executor)
+        executor.close()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
