@@ -12,7 +12,10 @@ from flows.cli.common import inputs_option, output_option
 @output_option
 @click.pass_obj
 def command(config: str | None, plan: str, inputs: tuple[str, ...], yes: bool, output: str) -> int:
-    """Remove the instances that a plan made, with their disks, after a preview. Images of snapshots stay."""
+    """Remove what a plan made.
+
+    Its instances go with their disks, after a preview. Disks that the plan keeps, and images, stay.
+    """
     from flows.cli.run import carry_out
 
     return carry_out("destroy", config, plan, inputs, yes, output)

@@ -30,7 +30,10 @@ class Finding:
 @output_option
 @click.pass_obj
 def command(config: str | None, output: str) -> int:
-    """Check the machine, the hosts, the stores, the journal and Prefect, and say how to mend each."""
+    """Check everything, and say how to mend it.
+
+    The hosts, the stores, the journal and Prefect.
+    """
     settings = configuration(config)
     findings = list(_examine(settings))
     healthy = all(finding.ok for finding in findings)

@@ -9,7 +9,10 @@ from planvirt.errors import Exit
 @click.command("down")
 @click.pass_obj
 def command(config: str | None) -> int:
-    """End the local Prefect server that planvirt started. Its history stays."""
+    """End the local Prefect server.
+
+    Its history stays.
+    """
     from flows.server import stop_server
 
     server = stop_server(configuration(config).home)

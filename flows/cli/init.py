@@ -56,7 +56,10 @@ operations:
 @click.command("init")
 @click.argument("folder", default=".", type=click.Path(file_okay=False))
 def command(folder: str) -> int:
-    """Write a starter plan, its schema for editors, and a configuration into FOLDER. Nothing is overwritten."""
+    """Write a starter plan and a configuration.
+
+    With the plan comes its schema for editors. Nothing in FOLDER is overwritten.
+    """
     from planvirt.schemas import schema_text
 
     place = Path(folder)

@@ -22,7 +22,10 @@ _COLOURS = {"data-loss": "red", "replace": "red", "reboot": "yellow", "live": No
 def command(
     config: str | None, plan: str, inputs: tuple[str, ...], destroying: bool, exit_code: bool, output: str
 ) -> int:
-    """Show what a run would change, what each change means, and how it would be undone."""
+    """Show what a run would change.
+
+    Also what each change means for the instance, and how it would be undone. Nothing is touched.
+    """
     from flows import documents
     from flows.prepare import prepare_destroy, prepare_run
     from flows.world import World

@@ -10,7 +10,10 @@ from planvirt.errors import Exit, PlanvirtError
 @output_option
 @click.pass_obj
 def command(config: str | None, output: str) -> int:
-    """Finish every run whose process died, as its plan says: `on_crash: rollback` (the default) or `resume`."""
+    """Finish every run whose process died.
+
+    Each as its plan says: `on_crash: rollback` (the default) or `resume`.
+    """
     from flows.cli import show_error
     from flows.cli.recovering import finish_run
     from flows.recovery import plan_of, wants_to_go_on

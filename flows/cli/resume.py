@@ -12,7 +12,10 @@ from flows.cli.show import find_run
 @output_option
 @click.pass_obj
 def command(config: str | None, run: str, as_recorded: bool, output: str) -> int:
-    """Go on with a run that was kept, or whose process died: what is done stays, the rest is done now."""
+    """Go on with a run that stopped.
+
+    For a run that was kept, or whose process died: what is done stays, the rest is done now.
+    """
     from flows.cli.recovering import finish_run
     from flows.recovery import plan_of
     from flows.world import World

@@ -14,7 +14,10 @@ from planvirt.errors import Exit, UsageError
 @output_option
 @click.pass_obj
 def command(config: str | None, run: str, to: str | None, yes: bool, output: str) -> int:
-    """Undo a run that was kept, whose rollback stayed incomplete, or whose process died."""
+    """Undo what a run did.
+
+    For a run that was kept, whose rollback stayed incomplete, or whose process died.
+    """
     from flows.cli.recovering import finish_run
     from flows.cli.run import confirmed
     from flows.world import World

@@ -30,7 +30,10 @@ if TYPE_CHECKING:
 @output_option
 @click.pass_obj
 def command(config: str | None, plan: str, inputs: tuple[str, ...], yes: bool, output: str) -> int:
-    """Show what would change, ask, and carry it out; undo all of it when a step fails."""
+    """Carry a plan out, after a preview.
+
+    Shows what would change, asks, and does it; undoes all of it when a step fails.
+    """
     return carry_out("run", config, plan, inputs, yes, output)
 
 

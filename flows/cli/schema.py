@@ -8,7 +8,10 @@ from planvirt.errors import Exit
 @click.command("schema")
 @click.argument("which", type=click.Choice(["plan", "config"]), default="plan")
 def command(which: str) -> int:
-    """Print the JSON Schema of plans or of the configuration, for editors."""
+    """Print a JSON Schema for editors.
+
+    Of plans, or of the configuration.
+    """
     from planvirt.schemas import schema_text
 
     click.echo(schema_text(which).rstrip("\n"))

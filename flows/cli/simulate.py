@@ -43,7 +43,10 @@ def command(
     offline: bool,
     output: str,
 ) -> int:
-    """Rehearse a run on a simulated copy of what there is, failures included. Nothing real is touched."""
+    """Rehearse a run, failures included.
+
+    On a simulated copy of what there is: nothing real is touched.
+    """
     from flows.images import check_images
     from flows.rehearsal import Rehearsal, prepare, rehearse
     from flows.replica import replicate, with_images

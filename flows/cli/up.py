@@ -9,7 +9,10 @@ from planvirt.errors import Exit
 @click.command("up")
 @click.pass_obj
 def command(config: str | None) -> int:
-    """Start the local Prefect server, if it does not run, and tell its address."""
+    """Start the local Prefect server.
+
+    If it does not run yet; and tell its address.
+    """
     from flows.server import ensure_server
 
     server, started = ensure_server(configuration(config).home)
