@@ -12,6 +12,7 @@ from planvirt.states import State
 _OFF = frozenset({State.STOPPED})
 _GRACE = 60.0  # seconds
 _ASK_EVERY = 10.0
+_WATCH = 15.0  # how long an undo watches a guest that was asked to shut down
 
 
 class GuestIgnoredShutdown(DriverError):
@@ -62,12 +63,14 @@ def do_stop(call: Call) -> Mapping[str, Any]:
 
 def _shut_down(call: Call, deadline: Deadline) -> None:
     """Ask until the guest is off: one that is still booting does not hear the first time."""
+    call.compute.request_shutdown(call.instance)
+    call.phase("wait until it is off", asked=True)
     while True:
-        call.compute.request_shutdown(call.instance)
         try:
             call.compute.wait_state(call.instance, _OFF, deadline.within(_ASK_EVERY))
         except DeadlinePassed:
             deadline.check()
+            call.compute.request_shutdown(call.instance)
         else:
             return
 
@@ -76,10 +79,10 @@ def undo_stop(call: Call) -> None:
     """Start what ran before. A guest that still runs may yet follow the request to shut down, so it is watched."""
     if call.undo.get("was") != State.RUNNING:
         return
-    if call.state() == State.RUNNING:
+    if call.state() == State.RUNNING and call.undo.get("asked"):
         grace = float(call.arguments.get("grace", _GRACE))
         try:
-            call.compute.wait_state(call.instance, _OFF, call.deadline.within(grace))
+            call.compute.wait_state(call.instance, _OFF, call.deadline.within(min(grace, _WATCH)))
         except DeadlinePassed:
             call.deadline.check()
             return
