@@ -63,7 +63,9 @@ class Workplace:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._environ = {
-            name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "PLANVIRT_"))
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("PREFECT_", "PLANVIRT_", "PYTHONDONTWRITE"))  # the user's Python keeps its bytecode
         }
         self._environ |= {"PLANVIRT_HOME": str(folder / "home"), "PREFECT_HOME": str(folder / "prefect")}
         (folder / "planvirt.toml").write_text(CONFIGURATION)
