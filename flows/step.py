@@ -7,7 +7,8 @@ from typing import Any
 from drivers.compute import InstanceFacts
 from drivers.errors import Transient
 from flows.actions import ACTIONS
-from flows.attempt import StepInterrupted
+from flows.actions.action import Finding
+from flows.attempt import StepInterrupted, StepTimeout
 from flows.context import RunContext
 from flows.executor import Work
 from flows.scope import evaluate, scope_for
@@ -49,6 +50,7 @@ class _Doing:
         self._step = step
         self._delays = list(step.retry.delays(random.Random()))  # noqa: S311 - jitter, not a secret
         self._decided = False  # whether its condition was found to hold
+        self._timed_out = False  # whether the attempt before ran out of time, and may have taken effect all the same
 
     def attempt(self, number: int) -> None:
         """Do the step once. Raises its error, free of secrets, after the journal has it."""
@@ -108,6 +110,8 @@ class _Doing:
             if not record.undo:
                 # An earlier attempt may have changed the state already; going on from there is the action's own matter.
                 _guard(step, call.facts())
+            if self._timed_out and ACTIONS[step.action].probe(call) == Finding.DONE:
+                return ACTIONS[step.action].outputs(call)
             return ACTIONS[step.action].do(call)
 
         return context.attempts_on(record.uuid).carry_out(body, deadline, f"{step.action} {step.instance.name}")
@@ -115,6 +119,7 @@ class _Doing:
     def _failed(self, raised: BaseException) -> PlanvirtError:
         context, step = self._context, self._step
         error = context.told(raised)
+        self._timed_out = isinstance(raised, StepTimeout)
         if context.journal.step(context.run.id, step.id).state == StepState.DOING:
             context.journal.move_step(context.run.id, step.id, StepState.FAILED, str(error), error=error.as_dict())
         context.tell("failed", step, str(error))

@@ -12,6 +12,7 @@ a step needs. Signs behind a step say what goes wrong on the simulated host:
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -90,11 +91,12 @@ class Saga:
         attempts: int = 3,
         workers: int = 1,
         when: bool | Deferred = True,
+        timeout: float = 20.0,
     ) -> tuple[RunState, str]:
         """Carry the saga out; `when` is the condition of every step. Returns how it ended, and its events in order."""
         self.runs += 1
         self.events.clear()
-        steps = [self._step(match, attempts, when) for match in _WORD.finditer(setup)]
+        steps = [replace(self._step(match, attempts, when), timeout=timeout) for match in _WORD.finditer(setup)]
         run = f"run-{self.runs}"
         self.journal.begin(
             RunRecord(run, "run", PLAN, "saga.yaml", "", "hash", None, {}, on_failure.value),

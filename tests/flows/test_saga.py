@@ -238,6 +238,14 @@ def test_a_lock_holds_against_an_undo(saga: Saga) -> None:
     assert saga.left() == []
 
 
+@pytest.mark.real
+def test_what_took_effect_after_its_time_is_not_done_again(saga: Saga) -> None:
+    saga.run("launch:a stop:a(launch:a)")
+    saga.compute.fail("start", name="a", hang=6.5, at="after")
+    assert saga.run("start:a", timeout=0.5) == (_GOOD, "start:a:failed start:a:done")
+    assert [line.why for line in saga.journal.transitions("run-2")].count("start") == 1
+
+
 def test_a_large_graph_is_walked_quickly() -> None:
     layer = 400
     order = [f"{row}.{column}" for row in range(3) for column in range(layer)]
