@@ -34,13 +34,14 @@ from drivers.simulated.world import Machine
 from flows.call import RunFacts
 from flows.context import Event, RunContext
 from flows.executor import Executor, ThreadExecutor
+from flows.records import step_records
 from flows.saga import carry_out
 from flows.server import ensure_server, server_environment, stop_server
 from flows.world import World
 from planvirt.config import Config
 from planvirt.graph import Step
 from planvirt.journal.journal import Journal
-from planvirt.journal.records import RunRecord, StepRecord
+from planvirt.journal.records import RunRecord
 from planvirt.journal.transitions import RunState, StepState
 from planvirt.mark import instance_uuid
 from planvirt.plan import Instance, OnFailure, Retry
@@ -103,20 +104,9 @@ class MemoryWorld(World):
 def begin(journal: Journal, steps: list[Step]) -> str:
     """Enter a run with these steps in the journal."""
     run = f"run-{uuid.uuid4()}"
-    records = [
-        StepRecord(
-            id=step.id,
-            position=position,
-            action=step.action,
-            instance=step.instance.name,
-            uuid=instance_uuid(PLAN, step.instance.name),
-            host=step.instance.host,
-            operation=step.operation,
-            needs=step.needs,
-        )
-        for position, step in enumerate(steps)
-    ]
-    journal.begin(RunRecord(run, "run", PLAN, "benchmark.yaml", "", "hash", None, {}, "rollback"), records)
+    journal.begin(
+        RunRecord(run, "run", PLAN, "benchmark.yaml", "", "hash", None, {}, "rollback"), step_records(PLAN, steps)
+    )
     return run
 
 

@@ -77,15 +77,13 @@ def plan_of(record: RunRecord, config: Config, *, as_recorded: bool) -> Plan:
 
 def steps_of(plan: Plan, records: Sequence[StepRecord]) -> list[Step]:
     """The steps of a run as they were decided when it began: in place of a launch it may have been a start."""
-    graph = {step.id: step for step in build_graph(plan).steps}
-    declared = {step.instance.name: step for step in graph.values() if step.operation is None}
+    places = {(step.operation, step.instance.name): step for step in build_graph(plan).steps}
     steps = []
     for record in records:
-        known = graph.get(record.id) if record.operation is not None else None
-        step = known or declared.get(record.instance) or graph.get(record.id)
+        step = places.get((record.operation, record.instance))
         if step is None:
             raise CannotResume(f"cannot resume the run: its plan has no step {record.id}")
-        steps.append(replace(step, id=record.id, action=record.action, operation=record.operation, needs=record.needs))
+        steps.append(replace(step, id=record.id, action=record.action, needs=record.needs))
     return steps
 
 

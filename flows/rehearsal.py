@@ -18,15 +18,15 @@ from flows.executor import Finished, ThreadExecutor, Work
 from flows.facts import gather, name_of
 from flows.prepare import Prepared
 from flows.preview import preview
+from flows.records import run_record, step_records
 from flows.replica import Replica
 from flows.rollback import roll_back
 from flows.run import new_run_id
 from flows.saga import carry_out
 from planvirt.graph import Step, build_graph
 from planvirt.journal.journal import LEASE, Journal
-from planvirt.journal.records import RunRecord, StepRecord
 from planvirt.journal.transitions import RunState
-from planvirt.mark import instance_uuid, is_cached
+from planvirt.mark import is_cached
 from planvirt.plan import Deferred, Plan
 from planvirt.secret import Redactor, Secret
 from planvirt.states import State
@@ -138,7 +138,7 @@ def go_forward(wanted: Rehearsal, tell: Callable[[Event], None]) -> None:
     plan, found = wanted.prepared.plan, wanted.prepared.preview
     secrets = {name: Secret(f"stands-in-for-{name}") for name in wanted.replica.config.secrets}
     with Journal(wanted.replica.config.journal_url) as journal, wanted.replica.open() as world:
-        journal.begin(_run_record(wanted), [_step_record(plan, *each) for each in enumerate(found.steps)])
+        journal.begin(run_record(wanted.run, "run", plan, found.parallel), step_records(plan.name, found.steps))
         context = RunContext(
             wanted.facts, journal, world, tell, plan=plan, secrets=secrets, redact=Redactor(), workers=1, undo_pause=0.0
         )
@@ -317,22 +317,6 @@ def _bring(host: SimulatedCompute, name: str, state: State) -> None:
         if state == State.RUNNING and machine.state != State.RUNNING:
             machine.start(time.time())
         machine.state = state
-
-
-def _run_record(wanted: Rehearsal) -> RunRecord:
-    plan, parallel = wanted.prepared.plan, wanted.prepared.preview.parallel
-    return RunRecord(
-        wanted.run, "run", plan.name, str(plan.path), plan.text, plan.hash, plan.commit, dict(plan.inputs),
-        plan.on_failure, dict(parallel),
-    )  # fmt: skip
-
-
-def _step_record(plan: Plan, position: int, step: Step) -> StepRecord:
-    name = step.instance.name
-    return StepRecord(
-        step.id, position, step.action, name, instance_uuid(plan.name, name), step.instance.host, step.operation,
-        step.needs, step.final,
-    )  # fmt: skip
 
 
 # What there is

@@ -15,15 +15,15 @@ from flows.executor import Executor
 from flows.interrupt import Signals, interruptible
 from flows.prepare import Prepared
 from flows.preview import Refused
+from flows.records import run_record, step_records
 from flows.recovery import recover
 from flows.rollback import leftovers
 from flows.saga import carry_out
 from flows.world import World
 from planvirt.errors import Exit, PlanvirtError
 from planvirt.journal.journal import LEASE, Journal, LostClaim
-from planvirt.journal.records import RunRecord, StepRecord
+from planvirt.journal.records import RunRecord
 from planvirt.journal.transitions import ENDED, RunState
-from planvirt.mark import instance_uuid
 from planvirt.plan import OnFailure, Plan
 from planvirt.secret import Redactor, Secret
 
@@ -70,32 +70,7 @@ def carry_out_prepared(
     """Run the plan as it was prepared. Raises Claimed, touching nothing, when another run owns an instance of it."""
     plan, found = prepared.plan, prepared.preview
     run = new_run_id()
-    record = RunRecord(
-        id=run,
-        kind=prepared.kind,
-        plan=plan.name,
-        path=str(plan.path),
-        text=plan.text,
-        hash=plan.hash,
-        commit=plan.commit,
-        inputs=dict(plan.inputs),
-        on_failure=plan.on_failure,
-        parallel=dict(found.parallel),
-    )
-    steps = [
-        StepRecord(
-            id=step.id,
-            position=position,
-            action=step.action,
-            instance=step.instance.name,
-            uuid=instance_uuid(plan.name, step.instance.name),
-            host=step.instance.host,
-            operation=step.operation,
-            needs=step.needs,
-            final=step.final,
-        )
-        for position, step in enumerate(found.steps)
-    ]
+    record = run_record(run, prepared.kind, plan, found.parallel)
     facts = RunFacts(run, plan.name, plan.commit or "", timestamp(time.time()), plan.images)
     context = RunContext(facts, journal, world, notify, plan=plan, secrets=secret_values, redact=redact)
 
@@ -103,7 +78,7 @@ def carry_out_prepared(
         return carry_out(context, found.steps, found.parallel, OnFailure(plan.on_failure), executor)
 
     with interruptible(context, say) as signals:
-        journal.begin(record, steps)
+        journal.begin(record, step_records(plan.name, found.steps))
         try:
             _check_unchanged(prepared, again)
             return _under_prefect(context, body, record, signals, "destroy " if prepared.kind == "destroy" else "")

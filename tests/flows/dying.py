@@ -16,6 +16,7 @@ from flows.call import RunFacts
 from flows.context import RunContext
 from flows.executor import ThreadExecutor
 from flows.prepare import prepare_run
+from flows.records import run_record, step_records
 from flows.saga import carry_out
 from flows.world import World
 from planvirt.config import load_config
@@ -23,7 +24,6 @@ from planvirt.journal.journal import Journal
 from planvirt.journal.records import RunRecord, StepRecord
 from planvirt.journal.transitions import RunState, StepState
 from planvirt.load import load_plan
-from planvirt.mark import instance_uuid
 
 
 class Dying(Journal):
@@ -66,24 +66,7 @@ def main(config: str, plan: str, run: str, number: str) -> None:
     with Dying(settings.journal_url) as journal, World(settings) as world:
         found = prepare_run(checked, world, journal).preview
         assert not found.conflicts, found.conflicts
-        steps = [
-            StepRecord(
-                step.id,
-                position,
-                step.action,
-                step.instance.name,
-                instance_uuid(checked.name, step.instance.name),
-                step.instance.host,
-                step.operation,
-                step.needs,
-            )
-            for position, step in enumerate(found.steps)
-        ]
-        path = str(checked.path.resolve())
-        journal.begin(
-            RunRecord(run, "run", checked.name, path, checked.text, checked.hash, None, {}, checked.on_failure.value),
-            steps,
-        )
+        journal.begin(run_record(run, "run", checked, found.parallel), step_records(checked.name, found.steps))
         facts = RunFacts(run, checked.name, "", "2026-01-01T00:00:00Z", checked.images)
         context = RunContext(facts, journal, world, lambda _: None, plan=checked, workers=1)
         executor = ThreadExecutor(1)

@@ -20,6 +20,7 @@ from drivers.simulated import SimulatedCompute
 from flows.call import RunFacts
 from flows.context import Event, RunContext
 from flows.executor import ThreadExecutor
+from flows.records import step_records
 from flows.recovery import recover
 from flows.saga import carry_out
 from flows.world import World
@@ -27,9 +28,8 @@ from planvirt.config import Config, HostConfig, StoreConfig
 from planvirt.errors import PlanvirtError
 from planvirt.graph import Step
 from planvirt.journal.journal import Journal
-from planvirt.journal.records import RunRecord, StepRecord
+from planvirt.journal.records import RunRecord
 from planvirt.journal.transitions import RunState
-from planvirt.mark import instance_uuid
 from planvirt.plan import Deferred, Disk, Instance, OnFailure, Plan, Retry
 from planvirt.secret import Redactor
 
@@ -100,7 +100,7 @@ class Saga:
         run = f"run-{self.runs}"
         self.journal.begin(
             RunRecord(run, "run", PLAN, "saga.yaml", "", "hash", None, {}, on_failure.value),
-            [_record(step, position) for position, step in enumerate(steps)],
+            step_records(PLAN, steps),
         )
         with World(self.config) as world:
             facts = RunFacts(run, PLAN, "", "2026-01-01T00:00:00Z")
@@ -158,16 +158,3 @@ class Saga:
             timeout=20.0,
             final=False,
         )
-
-
-def _record(step: Step, position: int) -> StepRecord:
-    return StepRecord(
-        id=step.id,
-        position=position,
-        action=step.action,
-        instance=step.instance.name,
-        uuid=instance_uuid(PLAN, step.instance.name),
-        host="sim",
-        operation=step.operation,
-        needs=step.needs,
-    )

@@ -16,16 +16,15 @@ from flows.actions.action import Finding
 from flows.call import RunFacts
 from flows.context import RunContext
 from flows.executor import ThreadExecutor
+from flows.records import run_record, step_records
 from flows.recovery import Rule, recover, rule_for
 from flows.saga import carry_out
 from flows.world import World
 from planvirt.config import Config, HostConfig, StoreConfig
 from planvirt.graph import Step, build_graph
 from planvirt.journal.journal import LEASE, Journal
-from planvirt.journal.records import RunRecord, StepRecord
 from planvirt.journal.transitions import ENDED, RunState, StepState
 from planvirt.load import load_plan
-from planvirt.mark import instance_uuid
 from planvirt.plan import OnFailure, Plan
 from tests.flows.dying import Dying
 
@@ -78,16 +77,7 @@ class Lab:
         return [replace(step, needs=tuple(need for need in step.needs if need in kept)) for step in steps]
 
     def run(self, journal: Journal, run: str, steps: list[Step]) -> RunState:
-        journal.begin(
-            RunRecord(run, "run", "crash", str(self.plan.path), self.plan.text, self.plan.hash, None, {}, "rollback"),
-            [
-                StepRecord(
-                    step.id, position, step.action, step.instance.name, instance_uuid("crash", step.instance.name),
-                    "sim", step.operation, step.needs,
-                )
-                for position, step in enumerate(steps)
-            ],
-        )  # fmt: skip
+        journal.begin(run_record(run, "run", self.plan, {}), step_records("crash", steps))
         with World(self.config) as world:
             context = self._context(journal, run, world, self.plan)
             executor = ThreadExecutor(1)

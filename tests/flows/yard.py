@@ -9,15 +9,15 @@ from flows.context import RunContext, timestamp
 from flows.executor import ThreadExecutor
 from flows.prepare import Prepared, prepare_destroy, prepare_run
 from flows.preview import Preview, check
+from flows.records import step_records
 from flows.rollback import roll_back
 from flows.saga import carry_out
 from flows.world import World
 from planvirt.config import Config, HostConfig, StoreConfig
 from planvirt.journal.journal import Journal
-from planvirt.journal.records import RunRecord, StepRecord
+from planvirt.journal.records import RunRecord
 from planvirt.journal.transitions import RunState
 from planvirt.load import load_plan
-from planvirt.mark import instance_uuid
 from planvirt.plan import Plan
 
 HOSTS = ("kvm1", "kvm2")
@@ -93,14 +93,8 @@ class Yard:
         run = f"r{self.runs}"
         self.journal.begin(
             RunRecord(run, prepared.kind, plan.name, "", "", "", None, {}, plan.on_failure.value),
-            [
-                StepRecord(
-                    step.id, position, step.action, step.instance.name, instance_uuid(plan.name, step.instance.name),
-                    step.instance.host, step.operation, step.needs,
-                )
-                for position, step in enumerate(steps)
-            ],
-        )  # fmt: skip
+            step_records(plan.name, steps),
+        )
         with World(self.config) as world:
             facts = RunFacts(run, plan.name, "", timestamp(time.time()), plan.images)
             context = RunContext(facts, self.journal, world, print, plan=plan, undo_pause=0.0)
