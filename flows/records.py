@@ -15,7 +15,7 @@ def run_record(run: str, kind: Literal["run", "destroy"], plan: Plan, parallel: 
         id=run,
         kind=kind,
         plan=plan.name,
-        path=str(plan.path),
+        path=str(plan.path.resolve()),  # a resume may be asked for in another folder
         text=plan.text,
         hash=plan.hash,
         commit=plan.commit,

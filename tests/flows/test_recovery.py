@@ -17,7 +17,7 @@ from flows.call import RunFacts
 from flows.context import RunContext
 from flows.executor import ThreadExecutor
 from flows.records import run_record, step_records
-from flows.recovery import Rule, recover, rule_for
+from flows.recovery import Rule, plan_of, recover, rule_for
 from flows.saga import carry_out
 from flows.world import World
 from planvirt.config import Config, HostConfig, StoreConfig
@@ -165,6 +165,14 @@ def test_there_is_a_rule_for_every_step_that_can_be_caught(state: StepState, fin
     ended = state in (StepState.DONE, StepState.SKIPPED, StepState.COMMITTED)
     assert (rule == Rule.LEAVE) == ended
     assert (rule == Rule.TAKE) == (state == StepState.DOING and finding == Finding.DONE)
+
+
+def test_a_run_is_resumed_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = Lab(tmp_path / "plans", PLAN)
+    monkeypatch.chdir(tmp_path / "plans")
+    record = run_record("run", "run", load_plan(Path("crash.yaml"), config=place.config, commit=""), {})
+    monkeypatch.chdir("/")
+    assert plan_of(record, place.config, as_recorded=False).name == "crash"
 
 
 @pytest.mark.real
