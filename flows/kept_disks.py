@@ -9,7 +9,7 @@ from planvirt.mark import is_cached, read_volume_name
 from planvirt.plan import Disk, Instance
 from planvirt.units import format_size
 
-_ROUNDING = 4096  # hosts make a disk of whole blocks
+ROUNDING = 4096  # hosts make a disk of whole blocks
 _EXTERNAL_DATA = 1 << 2  # among the incompatible features of a qcow2 header
 
 
@@ -95,6 +95,6 @@ def _difference(volume: VolumeFacts, disk: Disk, *, first: bool) -> str:
         return f"it is {volume.format}, the plan says {disk.format}"
     if volume.base is not None and not (first and is_cached(volume.base)):
         return f"it says that it is built on {volume.base}, which planvirt did not do"
-    if disk.size is not None and not 0 <= volume.capacity - disk.size < _ROUNDING:
+    if disk.size is not None and not 0 <= volume.capacity - disk.size < ROUNDING:
         return f"it has {format_size(volume.capacity)}, the plan says {format_size(disk.size)}"
     return ""
