@@ -9,7 +9,7 @@ from typing import BinaryIO, Literal, Protocol
 from planvirt.deadline import Deadline
 from planvirt.mark import Mark
 from planvirt.plan import Nic
-from planvirt.states import State
+from planvirt.states import Note, State, noted_state
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +22,7 @@ class Capabilities:
     quiesce: bool = False
     console: bool = True
     addresses: bool = True
+    grow_disks: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,26 +40,72 @@ class HostFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class AttachedDisk:
+    """A volume as a disk of a domain."""
+
+    volume: str
+    format: str = "qcow2"
+    bus: str = "virtio"
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """How large an instance is. `max_vcpus` and `max_memory` are how far it can grow while it runs; memory is bytes."""
+
+    vcpus: int
+    memory: int
+    max_vcpus: int
+    max_memory: int
+
+
+@dataclass(frozen=True, slots=True)
 class InstanceFacts:
     """An instance as it is on the host. `mark` is None for what planvirt did not make.
 
-    `keep` and `protect` are what its Domain said: the names of the disks that outlive it, and whether it may not be
-    terminated. `locked` is what `lock` and `unlock` said last.
+    `power` is the hypervisor's own word for its state: running, paused, suspended, stopped or error. `state` is the same
+    except while a note says that it is rescued, resized or shelved. `disks` are those in the host's pool, boot disk
+    first; each of `nics` has its hardware address. `keep` and `protect` are what its Domain said: the names of the
+    disks that outlive it, and whether it may not be terminated. `notes` are what was written down about it.
     """
 
     name: str
     uuid: str
     host: str
-    state: State
+    power: State
     mark: Mark | None
-    vcpus: int
-    memory: int
-    volumes: tuple[str, ...] = ()  # names in the host's pool, boot disk first
+    sizes: Sizes
+    disks: tuple[AttachedDisk, ...] = ()
+    nics: tuple[Nic, ...] = ()
     addresses: tuple[str, ...] = ()
     set_aside: str | None = None  # the run that set it aside, if one did
     keep: tuple[str, ...] = ()
     protect: bool = False
-    locked: bool = False
+    notes: Mapping[str, str] = field(default_factory=dict, hash=False)
+
+    @property
+    def state(self) -> State:
+        """The state that the verb table asks for."""
+        return noted_state(self.power, self.notes)
+
+    @property
+    def locked(self) -> bool:
+        """What `lock` and `unlock` said last."""
+        return Note.LOCKED in self.notes
+
+    @property
+    def vcpus(self) -> int:
+        """The number of virtual processors."""
+        return self.sizes.vcpus
+
+    @property
+    def memory(self) -> int:
+        """The memory in bytes."""
+        return self.sizes.memory
+
+    @property
+    def volumes(self) -> tuple[str, ...]:
+        """The names of its disks' volumes, boot disk first."""
+        return tuple(disk.volume for disk in self.disks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,15 +131,6 @@ class LocalImage:
 
 
 @dataclass(frozen=True, slots=True)
-class AttachedDisk:
-    """A volume as a disk of a domain."""
-
-    volume: str
-    format: str = "qcow2"
-    bus: str = "virtio"
-
-
-@dataclass(frozen=True, slots=True)
 class Domain:
     """Everything a driver needs to define an instance. Disks, kernel and initrd are names of volumes in the host's
     pool; secrets are already revealed. The host remembers `keep` and `protect`: they must hold when the plan does not
@@ -112,6 +150,23 @@ class Domain:
     labels: Mapping[str, str] = field(default_factory=dict)
     keep: tuple[str, ...] = ()  # names of disks that outlive the instance
     protect: bool = False
+    max_vcpus: int = 0  # how far it can grow while it runs; 0: not at all
+    max_memory: int = 0
+
+    @property
+    def sizes(self) -> Sizes:
+        """How large it is, and can become."""
+        return Sizes(self.vcpus, self.memory, max(self.vcpus, self.max_vcpus), max(self.memory, self.max_memory))
+
+
+@dataclass(frozen=True, slots=True)
+class Executed:
+    """How a program in a guest ended. `truncated` tells that it wrote more than is kept."""
+
+    exit_code: int
+    stdout: bytes
+    stderr: bytes
+    truncated: bool = False
 
 
 class Compute(Protocol):
@@ -215,13 +270,69 @@ class Compute(Protocol):
     def wait_state(self, name: str, states: frozenset[State], deadline: Deadline) -> State:
         """Return as soon as the instance is in one of the states; DeadlinePassed otherwise."""
 
-    # The lock: a flag that the host remembers. Drivers do not obey it; whoever decides what is done does.
+    # Sizes
 
-    def lock(self, name: str) -> None:
-        """Remember that the instance is locked, until `unlock`; whatever happens to it, its definition included."""
+    def resize(self, name: str, sizes: Sizes) -> None:
+        """Have the instance be of these sizes, in its definition and, while it runs, in the guest.
 
-    def unlock(self, name: str) -> None:
-        """Forget that the instance was locked."""
+        While it runs or is paused, processors and memory can grow as far as the maxima of its facts, memory can also
+        become less, and the maxima stay: everything else is a Conflict that changes nothing. Otherwise all can change.
+        """
+
+    def grow_disk(self, name: str, volume: str, size: int) -> None:
+        """Make a disk of the instance `size` bytes large, in the running guest too. A smaller size is a Conflict."""
+
+    # Devices. Both the definition and, while it runs or is paused, the guest are changed.
+
+    def attach_disk(self, name: str, disk: AttachedDisk) -> None:
+        """Give the instance a volume as its last disk; one that it has stays as it is."""
+
+    def detach_disk(self, name: str, volume: str, deadline: Deadline) -> None:
+        """Take a disk away, and return when the guest has let go of it; the volume stays.
+
+        A guest that does not let go before the deadline keeps the disk, in its definition too. One that it has not
+        counts as detached. The boot disk is refused with Conflict.
+        """
+
+    def replace_disk(self, name: str, volume: str, by: AttachedDisk) -> None:
+        """Have the instance use another volume in place of a disk's, at the same place; both volumes stay.
+
+        The instance must be off (stopped or error), or else it is a Conflict. An instance that uses `by` already stays
+        as it is. `volume` need not exist any more.
+        """
+
+    def attach_nic(self, name: str, nic: Nic) -> None:
+        """Give the instance a network interface, whose hardware address is given; one that it has stays as it is."""
+
+    def detach_nic(self, name: str, mac: str, deadline: Deadline) -> None:
+        """Take the network interface with that hardware address away, as `detach_disk` does."""
+
+    # Rescue: an instance that is off can boot from another disk for a time.
+
+    def rescue(self, name: str, disk: AttachedDisk) -> None:
+        """Have an instance that is off boot from `disk`, with its own disks behind that, and note Note.RESCUED.
+
+        The text of the note is the driver's own. An instance that is rescued with the same disk stays as it is.
+        """
+
+    def unrescue(self, name: str) -> None:
+        """Have an instance that is off boot as before its rescue, and strike the note out. The volume stays."""
+
+    # What is written down about an instance, by Note. It outlasts everything but the instance itself.
+
+    def note(self, name: str, note: Note, text: str | None) -> None:
+        """Write something down about the instance, in place of an earlier note of that kind; None strikes it out."""
+
+    def set_spec(self, name: str, spec: str) -> None:
+        """Change the `spec` in the instance's mark, after it was made to fit another definition."""
+
+    # The guest's agent
+
+    def execute(self, name: str, command: Sequence[str], stdin: bytes, deadline: Deadline) -> Executed:
+        """Run a program in the guest, with its arguments and without a shell, and return when it has ended.
+
+        Raises Transient while no agent answers. When the deadline passes first the program is killed.
+        """
 
     # Looking in
 

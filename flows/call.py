@@ -1,5 +1,6 @@
 """What an action gets to work with: a step, the outside world, and the journal before every outside call."""
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -79,3 +80,7 @@ class Call:
     def mark(self, spec: str) -> Mark:
         """The mark for what this step makes."""
         return Mark(plan=self.run.plan, instance=self.instance, run=self.run.id, spec=spec, commit=self.run.commit)
+
+    def volume(self, disk: str) -> str:
+        """The name of the volume that this step makes for a disk: the same one every time, and no other step's."""
+        return self.mark(hashlib.sha256(self.step.encode()).hexdigest()).volume(disk)

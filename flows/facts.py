@@ -40,6 +40,10 @@ class Facts:
         found = (item for item in self.made if item.set_aside == aside and (item.host, name_of(item)) == place)
         return next(found, None)
 
+    def capacities(self, host: str) -> dict[str, int]:
+        """How large the volumes of a host are, by name."""
+        return {volume.name: volume.capacity for volume in self.volumes.get(host, ())}
+
     def aside(self, name: str) -> tuple[InstanceFacts, ...]:
         """Where runs have set the instance aside."""
         return tuple(item for item in self.made if item.set_aside is not None and name_of(item) == name)
@@ -109,13 +113,13 @@ def _ask(world: World, plan: Plan, host: str) -> _Answer:
     return _Answer(
         instances,
         driver.capabilities() if concerned else None,
-        tuple(driver.volumes()) if any(_may_return(item) for item in wanted if item.name not in there) else None,
+        tuple(driver.volumes()) if any(_disks_matter(item, item.name in there) for item in wanted) else None,
     )
 
 
-def _may_return(wanted: Instance) -> bool:
-    """Whether a disk may come back when the instance is made."""
-    return wanted.state != State.ABSENT and any(disk.keep for disk in wanted.disks)
+def _disks_matter(wanted: Instance, there: bool) -> bool:
+    """Whether a disk may have to grow, or may come back when the instance is made."""
+    return wanted.state != State.ABSENT and any(disk.size if there else disk.keep for disk in wanted.disks)
 
 
 def _sorted_out(plan: Plan, answers: Mapping[str, _Answer], journal: Journal) -> Facts:

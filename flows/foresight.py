@@ -2,17 +2,23 @@
 
 from collections.abc import Collection, Iterator, Sequence
 
-from drivers.compute import Capabilities, InstanceFacts
+from drivers.compute import Capabilities, InstanceFacts, Sizes
+from flows import sizing
 from flows.facts import Facts
+from planvirt.errors import PlanvirtError
 from planvirt.graph import Step
 from planvirt.mark import instance_uuid
 from planvirt.plan import Deferred
 from planvirt.states import EXISTING, State
+from planvirt.units import format_size
 from planvirt.verbs import verb_for
 
 # What is known of a lock: on, off, or both where a condition decides.
 _LOCKED, _UNLOCKED = frozenset({True}), frozenset({False})
 _LOCKS = {"lock": _LOCKED, "unlock": _UNLOCKED, "launch": _UNLOCKED, "terminate": _UNLOCKED}
+
+# What ends a state that hides whether the guest runs.
+_AS_BEFORE = frozenset({"confirm_resize", "revert_resize", "unshelve"})
 
 
 def foreseen(plan: str, steps: Sequence[Step], facts: Facts) -> list[str]:
@@ -56,6 +62,8 @@ def _refusals(
         yield f"host {host} cannot {step.action}"
     if lack := _lacks(step, capabilities):
         yield f"host {host} {lack}"
+    if step.action == "resize":
+        yield from _resize_refusals(step, before, facts)
     if step.action == "launch" and (host, name) in facts.instances and State.ABSENT in before:
         yield f"host {host} has an instance of that name from elsewhere"
     if step.action == "launch" and name in terminated:
@@ -63,6 +71,27 @@ def _refusals(
         yield f"{name} is terminated earlier in this run; launch it in a run of its own"
     if not before & verb.allowed:
         yield f"{name} will be {_or(before)}; {verb.name} is allowed in: {', '.join(sorted(verb.allowed))}"
+
+
+def _resize_refusals(step: Step, before: frozenset[State], facts: Facts) -> Iterator[str]:
+    """Why the instance, as it is now, cannot become so large."""
+    found = facts.of(step)
+    if found is None or (step.operation is None and not step.arguments):
+        return
+    try:
+        sizes = sizing.wanted(step.arguments, step.instance, found)
+        sizing.growing(step.arguments, step.instance, found, facts.capacities(found.host))
+    except PlanvirtError as error:
+        yield str(error)
+        return
+    allowed = step.arguments.get("reboot")
+    if before == {State.RUNNING} and allowed is False and sizing.needs_reboot(found, sizes):
+        how = "'reboot: true' in the operation" if step.operation else "'resize: {reboot: true}' in the instance"
+        yield f"{found.name} cannot change to {_sizes(sizes)} while it runs; allow a reboot with {how}"
+
+
+def _sizes(sizes: Sizes) -> str:
+    return f"{sizes.vcpus} vcpus and {format_size(sizes.memory)}"
 
 
 def _locks(plan: str, facts: Facts) -> dict[tuple[str, str], frozenset[bool]]:
@@ -87,6 +116,10 @@ def _after(step: Step, before: frozenset[State], facts: Facts) -> frozenset[Stat
     found = facts.of(step)
     if step.action == "resume" and found is not None and found.state == State.SUSPENDED:
         return frozenset({State.RUNNING, State.PAUSED})  # only the host knows whether it was paused when it was saved
+    if step.action == "resize" and step.arguments.get("confirm") == "manual":
+        return frozenset({State.RESIZED})
+    if step.action in _AS_BEFORE:
+        return frozenset({State.RUNNING, State.STOPPED})  # the instance's note says whether it ran
     leaves = verb_for(step.action, step.arguments).leaves
     return before if leaves is None else frozenset({leaves})
 
@@ -96,6 +129,8 @@ def _lacks(step: Step, capabilities: Capabilities) -> str:
     console = step.arguments.get("console") or (step.instance.ready and step.instance.ready.console)
     if step.action in ("wait", "launch") and console and not capabilities.console:
         return "has no console to wait for"
+    if step.action == "resize" and step.arguments.get("disks") and not capabilities.grow_disks:
+        return "cannot grow disks"
     if step.action == "snapshot" and step.arguments.get("quiesce") == "required" and not capabilities.quiesce:
         return "cannot freeze file systems"
     return ""

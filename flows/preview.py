@@ -3,14 +3,15 @@
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from drivers.compute import InstanceFacts
+from flows import sizing
+from flows.declared import Decided, decide
+from flows.destroyed import destroyed, place_of
 from flows.facts import Facts, name_of
 from flows.foresight import foreseen
-from flows.kept_disks import doomed, outliving, returning
-from planvirt.errors import Conflict
+from flows.kept_disks import returning
+from planvirt.errors import Conflict, PlanvirtError
 from planvirt.graph import Graph, Step
 from planvirt.mark import instance_uuid
-from planvirt.plan import Instance
 from planvirt.states import State
 from planvirt.verbs import Impact, verb_for
 
@@ -52,6 +53,10 @@ def preview(plan: str, graph: Graph, facts: Facts) -> Preview:
     kept: list[Step] = []
     instead: dict[str, tuple[str, ...]] = {}  # a step's id in the graph: the ids to wait for in its place
     ids = {step.id for step in graph.steps}
+    own: dict[str, list[Step]] = {}
+    for step in graph.steps:
+        if step.operation is not None:
+            own.setdefault(step.instance.name, []).append(step)
     for step in graph.steps:
         needs = tuple(dict.fromkeys(new for need in step.needs for new in instead[need]))
         if step.operation is not None and not _launched_already(plan, step, kept, facts):
@@ -59,19 +64,31 @@ def preview(plan: str, graph: Graph, facts: Facts) -> Preview:
             reasons[step.id] = _reason(step)
             instead[step.id] = (step.id,)
             continue
-        action, reason = _declared(plan, step.instance, facts.of(step))
-        if action is not None and action in _BRINGING.values() and _operation_does(action, step, graph):
-            action, reason = None, ""
-        if action is None:
-            if reason:
-                conflicts.append(reason)
-            instead[step.id] = needs
-            continue
-        decided = replace(step, id=_id(step, action, ids), action=action, needs=needs)
-        ids.add(decided.id)
-        kept.append(decided)
-        reasons[decided.id] = reason
-        instead[step.id] = (decided.id,)
+        try:
+            steps = decide(
+                plan,
+                step.instance,
+                facts.of(step),
+                facts.capacities(step.instance.host),
+                own.get(step.instance.name, ()),
+            )
+        except PlanvirtError as error:
+            conflicts.append(str(error))
+            steps = ()
+        for found in steps:
+            decided = replace(
+                step,
+                id=_id(step, found, ids),
+                action=found.action,
+                arguments=found.arguments,
+                needs=needs,
+                operation=None,
+            )
+            ids.add(decided.id)
+            kept.append(decided)
+            reasons[decided.id] = found.reason
+            needs = (decided.id,)
+        instead[step.id] = needs
     conflicts += _elsewhere(graph, facts)
     for step in kept:
         if step.action == "launch" and step.when is not False:
@@ -80,18 +97,18 @@ def preview(plan: str, graph: Graph, facts: Facts) -> Preview:
     conflicts += [str(claim) for claim in facts.claims.values()]
     return Preview(
         plan=plan,
-        changes=tuple(_change(step, reasons[step.id]) for step in kept if step.when is not False),
-        destroys=tuple(_destroyed(plan, step, facts) for step in kept if step.action == "terminate"),
+        changes=tuple(_change(step, reasons[step.id], facts) for step in kept if step.when is not False),
+        destroys=tuple(text for step in kept if step.when is not False for text in destroyed(plan, step, facts)),
         conflicts=tuple(dict.fromkeys(conflicts)),
         steps=tuple(kept),
         parallel=graph.parallel,
-        undeclared=tuple(_place(item) for item in facts.undeclared),
+        undeclared=tuple(place_of(item) for item in facts.undeclared),
     )
 
 
-def _id(step: Step, action: str, taken: Container[str]) -> str:
-    """The id of a step that is decided to be this action; an operation of the plan may have made the same one."""
-    decided = f"{action}.{step.instance.name}"
+def _id(step: Step, found: Decided, taken: Container[str]) -> str:
+    """The id of a step that the declaration asks for; an operation of the plan may have made the same one."""
+    decided = f"{found.action}{found.about}.{step.instance.name}"
     while decided != step.id and decided in taken:
         decided = f"declared-{decided}"
     return decided
@@ -100,11 +117,6 @@ def _id(step: Step, action: str, taken: Container[str]) -> str:
 def _reason(step: Step) -> str:
     aside = step.arguments.get("aside")
     return f"operation {step.operation}" if aside is None else f"set aside by run {aside}"
-
-
-def _place(found: InstanceFacts) -> str:
-    aside = f" (set aside by run {found.set_aside})" if found.set_aside is not None else ""
-    return f"{name_of(found)} on {found.host}{aside}"
 
 
 def _launched_already(plan: str, step: Step, before: Sequence[Step], facts: Facts) -> bool:
@@ -123,58 +135,6 @@ def check(found: Preview, kind: str = "run") -> None:
             details="\n".join(found.conflicts),
             resolution="each line says what is in its way; 'planvirt instances --all' lists what there is",
         )
-
-
-def _declared(plan: str, wanted: Instance, found: InstanceFacts | None) -> tuple[str | None, str]:
-    """The verb that brings an instance to its declared state, and why; without a verb, the conflict or nothing."""
-    if found is None:
-        return (None, "") if wanted.state == State.ABSENT else ("launch", f"declared {wanted.state}, absent")
-    if found.mark is None:
-        return None, f"{wanted.name}: host {wanted.host} has an instance of that name which planvirt did not make"
-    if found.uuid != instance_uuid(plan, wanted.name):
-        return None, f"{wanted.name}: plan {found.mark.plan} made the instance of that name on host {wanted.host}"
-    if wanted.state == State.ABSENT:
-        if wanted.protect:
-            return None, f"{wanted.name}: it is declared absent, but protected"
-        return "terminate", f"declared absent, {found.state}"
-    if found.mark.spec[:12] != wanted.spec_hash()[:12]:
-        return None, _differs(wanted, found)
-    if found.state == wanted.state:
-        return None, ""
-    verb = _BRINGING.get((found.state, wanted.state))
-    if verb is not None:
-        return verb, f"declared {wanted.state}, {found.state}"
-    return None, f"{wanted.name}: it is {found.state}, declared {wanted.state}; bring it there by hand"
-
-
-# How an instance gets from the state it is in to the declared one. To stop a guest that stands still is to give its
-# memory up, which nobody has asked for.
-_BRINGING = {
-    (State.STOPPED, State.RUNNING): "start",
-    (State.PAUSED, State.RUNNING): "unpause",
-    (State.SUSPENDED, State.RUNNING): "resume",
-    (State.RUNNING, State.STOPPED): "stop",
-}
-
-
-def _operation_does(action: str, step: Step, graph: Graph) -> bool:
-    """Whether the plan's own first operation on the instance is that verb, so that it need not be done before it."""
-    own = (other for other in graph.steps if other.operation is not None and other.instance.name == step.instance.name)
-    first = next(own, None)
-    return first is not None and first.when is True and not first.final and first.action == action
-
-
-def _differs(wanted: Instance, found: InstanceFacts) -> str:
-    parts = []
-    if found.vcpus != wanted.vcpus:
-        parts.append(f"vcpus {found.vcpus}, the plan says {wanted.vcpus}")
-    if found.memory != wanted.memory:
-        parts.append(f"memory {found.memory >> 20} MiB, the plan says {wanted.memory >> 20} MiB")
-    what = "; ".join(parts) or "its disks, networks, image or boot settings"
-    return (
-        f"{wanted.name}: it was made from another definition ({what}); "
-        "undo the edit, or destroy the instance and run the plan again"
-    )
 
 
 def _elsewhere(graph: Graph, facts: Facts) -> list[str]:
@@ -209,27 +169,26 @@ def _in_the_way(plan: str, step: Step, facts: Facts) -> list[str]:
     return conflicts
 
 
-def _change(step: Step, reason: str) -> Change:
+def _change(step: Step, reason: str, facts: Facts) -> Change:
     verb = verb_for(step.action, step.arguments)
     return Change(
         step=step.id,
         action=step.action,
         instance=step.instance.name,
         host=step.instance.host,
-        impact=verb.impact,
+        impact=_impact(step, facts),
         undo=verb.undo,
         reason=reason,
     )
 
 
-def _destroyed(plan: str, step: Step, facts: Facts) -> str:
-    """The instance, and the disks that go with it."""
-    found, name = facts.of(step), step.instance.name
-    if found is None:
-        return f"instance {name} on {step.instance.host}"
-    keep = [disk.name for disk in step.instance.disks if disk.keep]
-    count = len(doomed(plan, name, found, keep))
-    stays = outliving(plan, name, found, keep)
-    kept = f" (keeps {', '.join(stays)})" if stays else ""
-    disks = "1 disk" if count == 1 else f"{count} disks"
-    return f"instance {_place(found)} with {disks}{kept}"
+def _impact(step: Step, facts: Facts) -> Impact:
+    """What the verb table says; a resize is known better when the instance is there."""
+    verb, found = verb_for(step.action, step.arguments), facts.of(step)
+    if step.action != "resize" or found is None:
+        return verb.impact
+    try:
+        sizes = sizing.wanted(step.arguments, step.instance, found)
+    except PlanvirtError:
+        return verb.impact
+    return Impact.REBOOT if found.power == State.RUNNING and sizing.needs_reboot(found, sizes) else Impact.LIVE

@@ -38,6 +38,7 @@ def step_records(plan: str, steps: Iterable[Step]) -> list[StepRecord]:
             operation=step.operation,
             needs=step.needs,
             final=step.final,
+            decided={} if step.operation is not None else dict(step.arguments),
         )
         for position, step in enumerate(steps)
     ]

@@ -76,14 +76,15 @@ def plan_of(record: RunRecord, config: Config, *, as_recorded: bool) -> Plan:
 
 
 def steps_of(plan: Plan, records: Sequence[StepRecord]) -> list[Step]:
-    """The steps of a run as they were decided when it began: in place of a launch it may have been a start."""
+    """The steps of a run as they were decided when it began, from the facts of then: a launch may have been a start."""
     places = {(step.operation, step.instance.name): step for step in build_graph(plan).steps}
     steps = []
     for record in records:
         step = places.get((record.operation, record.instance))
         if step is None:
             raise CannotResume(f"cannot resume the run: its plan has no step {record.id}")
-        steps.append(replace(step, id=record.id, action=record.action, needs=record.needs))
+        arguments = step.arguments if record.operation is not None else record.decided
+        steps.append(replace(step, id=record.id, action=record.action, arguments=arguments, needs=record.needs))
     return steps
 
 

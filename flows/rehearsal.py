@@ -37,6 +37,8 @@ _MAIN_CALL = {
     "stop": "request_shutdown",
     "snapshot": "export_disk",
     "terminate": "set_aside",
+    "lock": "note",
+    "unlock": "note",
     "sleep": "instance",
 }
 

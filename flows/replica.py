@@ -126,9 +126,9 @@ def _fill(paper: Paper, seen: _Seen) -> None:
     for item in seen.instances:
         key = item.name if item.set_aside is None else aside_name(name_of(item), item.set_aside)
         paper.instances[key] = Machine(
-            name_of(item), item.uuid, item.mark, item.state, item.vcpus, item.memory, list(item.volumes),
-            nics=1, set_aside=item.set_aside, starts=int(item.state != State.STOPPED), keep=list(item.keep),
-            protect=item.protect, locked=item.locked,
+            name_of(item), item.uuid, item.mark, item.power, item.vcpus, item.memory, item.sizes.max_vcpus,
+            item.sizes.max_memory, list(item.disks), list(item.nics), set_aside=item.set_aside,
+            starts=int(item.power != State.STOPPED), keep=list(item.keep), protect=item.protect, notes=dict(item.notes),
         )  # fmt: skip
     named = [name for item in seen.instances for name in item.volumes]
     for name in (*named, *(volume.base for volume in seen.volumes if volume.base is not None)):

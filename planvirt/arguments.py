@@ -6,7 +6,7 @@ from typing import Any
 from planvirt.errors import PlanvirtError
 from planvirt.plan import Deferred
 from planvirt.secret import Secret
-from planvirt.units import UnitError, parse_duration
+from planvirt.units import UnitError, parse_duration, parse_size
 
 Parse = Callable[[str, Any], Any]
 
@@ -42,6 +42,67 @@ def _text(key: str, value: Any) -> str | Secret:
     return str(value)
 
 
+def _count(key: str, value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise UnitError(f"{key} must be a whole number from 1, not '{value}'")
+    return value
+
+
+def _size(key: str, value: Any) -> int:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value  # read already
+    if not isinstance(value, str):
+        raise UnitError(f"{key} must be a size such as '4 GiB', not {value}")
+    try:
+        return parse_size(value)
+    except UnitError as error:
+        raise UnitError(f"{key} {error}", error.hint) from error
+
+
+def _sizes(key: str, value: Any) -> dict[str, Any]:
+    return {name: item if isinstance(item, Deferred) else _size(f"{key}.{name}", item) for name, item in value.items()}
+
+
+def _disk(key: str, value: Any) -> Any:
+    """A disk to attach, with the size in bytes; the name of one to detach."""
+    if not isinstance(value, Mapping):
+        return _text(key, value)
+    given = {"keep": False, "format": "qcow2", "bus": "virtio"} | dict(value)
+    if "size" in given and not isinstance(given["size"], Deferred):
+        given["size"] = _size(f"{key}.size", given["size"])
+    return given
+
+
+def _network(key: str, value: Any) -> Any:
+    """A network interface to attach, as the fields of a Nic; the name of a network or bridge to detach from."""
+    if not isinstance(value, Mapping):
+        return _text(key, value)
+    if "kind" in value:
+        return dict(value)  # read already
+    kind = next((kind for kind in ("network", "bridge", "user") if kind in value), "network")
+    source = "" if kind == "user" else value.get(kind, "")
+    mac = value.get("mac")
+    return {
+        "kind": kind,
+        "source": source,
+        "mac": mac.lower() if isinstance(mac, str) else mac,
+        "model": value.get("model", "virtio"),
+    }
+
+
+def _words(key: str, value: Any) -> list[Any]:
+    """A command: a program and its arguments."""
+    if not isinstance(value, list | tuple):
+        raise UnitError(f"{key} must be a list: a program and its arguments", "no shell reads it")
+    return [item if isinstance(item, Deferred) else _text(key, item) for item in value]
+
+
+def _codes(key: str, value: Any) -> list[Any]:
+    if not isinstance(value, list | tuple):
+        raise UnitError(f"{key} must be a list of numbers, such as [0, 100]")
+    return list(value)
+
+
 def _upload(key: str, value: Any) -> dict[str, Any]:
     return {name: item if isinstance(item, Deferred) else _text(f"{key}.{name}", item) for name, item in value.items()}
 
@@ -57,6 +118,26 @@ ARGUMENTS: dict[str, dict[str, Parse]] = {
     "suspend": {},
     "resume": {},
     "snapshot": {"disk": _text, "quiesce": _text, "upload": _upload},
+    "resize": {
+        "vcpus": _count,
+        "memory": _size,
+        "disks": _sizes,
+        "reboot": _flag,
+        "confirm": _text,
+        "grace": _duration,
+        "force": _flag,
+    },
+    "confirm_resize": {},
+    "revert_resize": {"grace": _duration, "force": _flag},
+    "attach": {"disk": _disk, "network": _network},
+    "detach": {"disk": _disk, "network": _network, "mac": _text, "delete": _flag},
+    "rescue": {"image": _text, "grace": _duration, "force": _flag},
+    "unrescue": {"grace": _duration, "force": _flag},
+    "shelve": {"store": _text, "grace": _duration, "force": _flag},
+    "unshelve": {},
+    "rebuild": {"image": _text, "grace": _duration, "force": _flag},
+    "restore": {"image": _text, "disk": _text, "grace": _duration, "force": _flag},
+    "exec": {"command": _words, "stdin": _text, "exit_codes": _codes, "undo": _words},
     "terminate": {},
     "lock": {},
     "unlock": {},
@@ -64,9 +145,22 @@ ARGUMENTS: dict[str, dict[str, Parse]] = {
     "sleep": {"for": _duration},
 }
 
+# How a guest is shut down whose data matter.
+_GENTLE = {"grace": 60.0, "force": False}
+
 DEFAULTS: dict[str, dict[str, Any]] = {
-    "stop": {"grace": 60.0, "force": False},
+    "stop": _GENTLE,
     "reboot": {"kind": "soft"},
+    "resize": {"reboot": False, "confirm": "auto", **_GENTLE},
+    "revert_resize": _GENTLE,
+    "detach": {"delete": False},
+    # What the guest has in mind is of no use any more: it may be broken, or its disk is about to be another one.
+    "rescue": {"grace": 20.0, "force": True},
+    "unrescue": {"grace": 20.0, "force": True},
+    "shelve": _GENTLE,
+    "rebuild": {"grace": 20.0, "force": True},
+    "restore": {"grace": 20.0, "force": True},
+    "exec": {"exit_codes": [0]},
     "snapshot": {"quiesce": "never"},
 }
 

@@ -53,8 +53,13 @@ def _source(section: Section, build: Build) -> str | None:
 
 def image_of(section: Section, build: Build) -> str | Deferred | None:
     """The image that an instance names, checked; None when it names none or a wrong one."""
-    value, at = section.get("image"), section.at("image")
-    if value is None or isinstance(value, Deferred):
+    value = section.get("image")
+    return value if value is None else checked_image(value, section.at("image"), build)
+
+
+def checked_image(value: str | Deferred, at: str, build: Build) -> str | Deferred | None:
+    """A reference to an image, with what is wrong with it reported; None then."""
+    if isinstance(value, Deferred):
         return value
     if value in build.names.images:
         return str(value)

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from planvirt.arguments import read_argument
 from planvirt.build import Build, Defaults
 from planvirt.document import pointer_join
 from planvirt.images import image_of
@@ -14,6 +15,7 @@ from planvirt.problems import did_you_mean
 from planvirt.profiles import with_profiles
 from planvirt.section import Section
 from planvirt.states import State
+from planvirt.units import UnitError
 
 
 def build_instances(build: Build, defaults: Defaults) -> tuple[Instance, ...]:
@@ -66,6 +68,8 @@ def _instance(
         host=host or defaults.host,
         vcpus=section.get("vcpus", 1),
         memory=_memory(section, group, state),
+        max_vcpus=section.get("max_vcpus", 0),
+        max_memory=section.size("max_memory") or 0,
         disks=_disks(section, has_image="image" in section.data),
         nics=_nics(section),
         image=image,
@@ -75,6 +79,7 @@ def _instance(
         state=state,
         ready=_ready(section),
         protect=section.get("protect", False),
+        resize=_resize(section),
         retry=section.retry(defaults.retry),
         timeout=section.positive_duration("timeout", defaults.timeout),
         index=copy.index,
@@ -82,6 +87,16 @@ def _instance(
         line=line,
         column=column,
     )
+
+
+def _resize(section: Section) -> dict[str, Any]:
+    inner, found = section.inner("resize"), {}
+    for key, value in inner.data.items():
+        try:
+            found[key] = read_argument("resize", key, value)
+        except UnitError as error:
+            section.problems.add(inner.at(key), str(error), error.hint)
+    return found
 
 
 def _label(value: str | int | bool) -> str:

@@ -1,5 +1,6 @@
 """The mark on everything planvirt makes: which plan, instance and run made it, from which spec and commit."""
 
+import hashlib
 import re
 import uuid
 from dataclasses import dataclass
@@ -16,6 +17,15 @@ def instance_uuid(plan: str, instance: str) -> str:
 def image_id(run: str, step: str) -> str:
     """The id of the image that a step makes, known before the image exists."""
     return str(uuid.uuid5(_NAMESPACE, f"{run}#{step}"))
+
+
+def nic_mac(instance: str, nic: str | int) -> str:
+    """The hardware address, in QEMU's range, of an instance's network interface: the same one whenever it is made.
+
+    `instance` is a UUID, `nic` the place among the interfaces of the definition, or another name.
+    """
+    digest = hashlib.sha256(f"{instance}/{nic}".encode()).digest()
+    return "52:54:00:" + ":".join(f"{byte:02x}" for byte in digest[:3])
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from typing import Any
 
 from planvirt.arguments import DEFAULTS, read_argument
 from planvirt.build import Build, Defaults
+from planvirt.images import checked_image
 from planvirt.names import Names
 from planvirt.plan import Deferred, Instance, Operation
 from planvirt.problems import did_you_mean
@@ -12,6 +13,9 @@ from planvirt.schema import describe
 from planvirt.section import Section
 from planvirt.states import State
 from planvirt.units import UnitError
+
+# What is about a disk that the instance declares, the first one unless it is named.
+_ON_DISKS = frozenset({"snapshot", "restore", "rebuild", "shelve"})
 
 _IMAGE_NAME = "{{ instance.name }}-{{ run.date }}"
 
@@ -54,7 +58,7 @@ def _operation(
         line=line,
         column=column,
     )
-    _check_instances(operation, section, instances)
+    _check_instances(operation, section, instances, build)
     return operation
 
 
@@ -139,6 +143,12 @@ def _arguments(section: Section, action: str, build: Build) -> dict[str, Any]:
             section.problems.add(inner.at(key), str(error), error.hint)
     if action == "snapshot":
         arguments["upload"] = _upload(arguments.get("upload", {}), inner, build)
+    if action == "shelve":
+        arguments.setdefault("store", build.config.default_store)
+        if "store" in inner.data and isinstance(arguments["store"], str):
+            build.check_store(arguments["store"], inner.at("store"))
+    if "image" in inner.data:
+        arguments["image"] = checked_image(inner.get("image"), inner.at("image"), build)
     return arguments
 
 
@@ -151,7 +161,7 @@ def _upload(given: Mapping[str, Any], inner: Section, build: Build) -> dict[str,
     return {"store": store, "name": name}
 
 
-def _check_instances(operation: Operation, section: Section, instances: Mapping[str, Instance]) -> None:
+def _check_instances(operation: Operation, section: Section, instances: Mapping[str, Instance], build: Build) -> None:
     """What can be told of the chosen instances: they are meant to exist, and have the disk of a snapshot."""
     disk = operation.arguments.get("disk")
     for name in operation.instances:
@@ -166,18 +176,30 @@ def _check_instances(operation: Operation, section: Section, instances: Mapping[
             message = f"cannot terminate '{name}': it is protected"
             section.problems.add(section.at("instances"), message, "remove 'protect: true' from it first")
             return
-        if operation.action == "snapshot" and not _broken_disks(section):
-            _check_disk(instance, disk, section)
+        if operation.action in _ON_DISKS and not _broken_disks(section):
+            _check_disk(operation.action, instance, disk, section, _attached(build))
+        if operation.action == "rebuild" and "image" not in operation.arguments and instance.image is None:
+            message = f"cannot rebuild '{name}': it has no image"
+            section.problems.add(section.at("instances"), message, "name one in the operation: with: {image: NAME}")
+            return
 
 
 def _broken_disks(section: Section) -> bool:
     return any("/disks" in pointer for pointer in section.problems.broken)
 
 
-def _check_disk(instance: Instance, disk: Any, section: Section) -> None:
-    names = [one.name for one in instance.disks]
-    if not names:
-        message = f"cannot snapshot '{instance.name}': it has no disk"
+def _attached(build: Build) -> list[str]:
+    """The names of disks that operations attach."""
+    entries = [*(build.data.get("operations") or ()), *(build.data.get("finally") or ())]
+    given = [entry.get("with") for entry in entries if isinstance(entry, dict) and entry.get("action") == "attach"]
+    disks = [arguments.get("disk") for arguments in given if isinstance(arguments, dict)]
+    return [disk["name"] for disk in disks if isinstance(disk, dict) and isinstance(disk.get("name"), str)]
+
+
+def _check_disk(action: str, instance: Instance, disk: Any, section: Section, attached: list[str]) -> None:
+    names = [one.name for one in instance.disks] + attached
+    if not instance.disks:
+        message = f"cannot {action} '{instance.name}': it has no disk"
         section.problems.add(section.at("instances"), message, "give the instance a disk or an image")
     elif isinstance(disk, str) and disk not in names:
         message = f"instance '{instance.name}' has no disk '{disk}'"

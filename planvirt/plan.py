@@ -8,7 +8,7 @@ import hashlib
 import json
 import random
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal
@@ -132,6 +132,8 @@ class Instance:
     host: str
     vcpus: int
     memory: int
+    max_vcpus: int = 0  # how far it can grow while it runs; at least vcpus, whatever is said here
+    max_memory: int = 0
     disks: tuple[Disk, ...] = ()
     nics: tuple[Nic, ...] = ()
     image: str | Deferred | None = None
@@ -141,6 +143,9 @@ class Instance:
     state: State = State.RUNNING
     ready: Ready | None = None
     protect: bool = False
+    resize: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # arguments of the `resize` that a new declared size asks for
     retry: Retry = Retry()
     timeout: float = 600.0
     index: int | None = None
@@ -148,26 +153,27 @@ class Instance:
     line: int = 0
     column: int = 0
 
-    def spec_hash(self) -> str:
-        """SHA-256 of what makes the machine what it is: an instance with another hash is another machine.
+    def spec(self) -> str:
+        """What makes the machine what it is, as 64 hexadecimal digits: 32 for its image, 32 for how it boots.
 
-        What becomes of its disks at its end is no part of that.
+        An instance whose mark says another spec is another machine. Sizes, disks and network interfaces are no part of
+        that: they can change, and the host says how they are.
         """
-        spec = {
-            "vcpus": self.vcpus,
-            "memory": self.memory,
-            "disks": [{key: value for key, value in asdict(disk).items() if key != "keep"} for disk in self.disks],
-            "nics": [asdict(nic) for nic in self.nics],
-            "image": _text(self.image),
-            "boot": None
-            if self.boot is None
-            else {
-                "kernel": str(self.boot.kernel),
-                "initrd": str(self.boot.initrd or ""),
-                "cmdline": _text(self.boot.cmdline),
-            },
-        }
-        return hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()
+        boot = self.boot
+        parts = (
+            _text(self.image),
+            None if boot is None else [str(boot.kernel), str(boot.initrd or ""), _text(boot.cmdline)],
+        )
+        return "".join(hashlib.sha256(json.dumps(part).encode()).hexdigest()[:32] for part in parts)
+
+    def differs_from(self, spec: str) -> tuple[str, ...]:
+        """Which parts of what makes the machine are not as in that spec: "image", "boot"."""
+        own = self.spec()
+        return tuple(
+            part
+            for part, (begin, end) in {"image": (0, 32), "boot": (32, 64)}.items()
+            if own[begin:end] != spec[begin:end]
+        )
 
 
 def _text(value: str | Deferred | None) -> str | None:

@@ -13,7 +13,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     names = sorted(set(known))
     if close := _closest(word.lower(), {name.lower(): name for name in names}):
         return f"did you mean '{close}'?"
-    return f"known: {', '.join(names)}" if 0 < len(names) <= 20 else ""
+    return f"known: {', '.join(names)}" if 0 < len(names) <= 32 else ""
 
 
 def _closest(word: str, names: dict[str, str]) -> str:

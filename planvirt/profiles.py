@@ -9,7 +9,7 @@ from planvirt.problems import Problems, did_you_mean
 from planvirt.section import Section
 
 # Mappings whose keys are taken together; of everything else the later value replaces the earlier one whole.
-_MERGED = ("labels", "retry")
+_MERGED = ("labels", "retry", "resize")
 
 
 @dataclass(slots=True)

@@ -62,6 +62,33 @@ _ROWS = (
          "resume", "save the guest's memory to the host's disk, and be off"),
     Verb("resume", _states(State.SUSPENDED), State.RUNNING, Impact.LIVE,
          "suspend", "let a suspended guest go on from its saved memory, paused if it was paused"),
+    Verb("resize", _states(State.RUNNING, State.STOPPED), None, Impact.REBOOT,
+         "put back processors, memory and the kept copies of grown disks",
+         "change processors, memory and disks: while the guest runs if it can, by a reboot if the plan allows that"),
+    Verb("confirm_resize", _states(State.RESIZED), None, Impact.NONE,
+         "leave it unconfirmed", "keep the new size for good; only the run's end deletes the copies of grown disks"),
+    Verb("revert_resize", _states(State.RESIZED), None, Impact.DATA_LOSS,
+         "take the new size again", "go back to the earlier size, and to the copies of grown disks as they were then"),
+    Verb("attach", _states(State.RUNNING, State.PAUSED, State.STOPPED), None, Impact.LIVE,
+         "detach, and delete a disk that was made for it", "give the instance a disk or a network interface"),
+    Verb("detach", _states(State.RUNNING, State.PAUSED, State.STOPPED), None, Impact.LIVE,
+         "attach", "take a disk or a network interface away; the disk stays on the host"),
+    Verb("detach delete", _states(State.RUNNING, State.PAUSED, State.STOPPED), None, Impact.DATA_LOSS,
+         "attach", "take a disk away; only the run's end deletes it"),
+    Verb("rescue", _states(State.RUNNING, State.STOPPED, State.ERROR), State.RESCUED, Impact.REBOOT,
+         "unrescue", "boot the instance from another image, with its own disks behind that"),
+    Verb("unrescue", _states(State.RESCUED), State.RUNNING, Impact.REBOOT,
+         "rescue", "boot the instance from its own disk again"),
+    Verb("shelve", _states(State.RUNNING, State.STOPPED, State.PAUSED, State.SUSPENDED), State.SHELVED, Impact.REBOOT,
+         "unshelve", "shut it down and move its disks into an image store; only the run's end deletes them here"),
+    Verb("unshelve", _states(State.SHELVED), State.RUNNING, Impact.LIVE,
+         "shelve", "bring its disks back from the image store and start it; the run's end deletes those images"),
+    Verb("rebuild", _states(State.RUNNING, State.STOPPED, State.ERROR), None, Impact.DATA_LOSS,
+         "put its earlier boot disk back", "make its boot disk anew from an image; only the run's end deletes the old"),
+    Verb("restore", _states(State.RUNNING, State.STOPPED, State.ERROR), None, Impact.DATA_LOSS,
+         "put its earlier disk back", "make a disk anew from a snapshot; only the run's end deletes the old one"),
+    Verb("exec", _states(State.RUNNING, State.RESIZED, State.RESCUED), None, Impact.LIVE,
+         "the command that the plan gives for it, if it does", "run a program in the guest, through its agent"),
     Verb("snapshot", _states(State.RUNNING, State.STOPPED, State.PAUSED, State.SUSPENDED), None, Impact.LIVE,
          "delete the image", "copy a disk of the instance into a verified image", changing=False),
     Verb("terminate", EXISTING, State.ABSENT, Impact.DATA_LOSS,
@@ -89,6 +116,8 @@ def verb_for(action: str, arguments: Mapping[str, object]) -> Verb:
     """The row that governs an action; a reboot has one row per kind (soft unless the plan says hard)."""
     if action == "reboot":
         return VERBS[f"reboot {arguments.get('kind', 'soft')}"]
+    if action == "detach" and arguments.get("delete"):
+        return VERBS["detach delete"]
     if action == "terminate" and "aside" in arguments:
         return _TERMINATE_ASIDE
     return VERBS[action]

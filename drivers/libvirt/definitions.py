@@ -8,10 +8,10 @@ from drivers.compute import Domain
 from drivers.errors import NameTaken, NotFound
 from drivers.libvirt import console, instances
 from drivers.libvirt.connection import Connection
-from drivers.libvirt.domain_xml import render
 from drivers.libvirt.faults import code_of, translated
 from drivers.libvirt.pool import Pool
 from drivers.libvirt.power import power_off_domain
+from drivers.libvirt.rendering import render
 from drivers.libvirt.volumes import path_of
 
 _UNDEFINE_EVERYTHING = (
@@ -23,36 +23,37 @@ _UNDEFINE_EVERYTHING = (
 
 
 def define(pool: Pool, domain: Domain, type: Literal["kvm", "qemu", "test"]) -> Any:
-    """Define an instance; over itself too, as long as its mark is the same."""
-    present = _check_free(pool.connection, domain)
+    """Define an instance. One that is there with the same mark stays as it is: its devices may be others by now."""
+    present = _present(pool.connection, domain)
+    if present is not None:
+        return present
     names = [disk.volume for disk in domain.disks]
     names += [name for name in (domain.kernel, domain.initrd) if name]
     paths = {name: path_of(pool, name) for name in names}
     log = "" if type == "test" else str(console.log_path(pool, domain.uuid))
-    locked = present is not None and instances.facts_of(present, "").locked
-    xml = render(domain, type=type, paths=paths, console=log, locked=locked)
+    xml = render(domain, type=type, paths=paths, console=log)
     conn = pool.connection.get()
     with translated(f"define the instance {domain.name}"):
         return conn.defineXMLFlags(xml, 0 if type == "test" else libvirt.VIR_DOMAIN_DEFINE_VALIDATE)
 
 
-def _check_free(connection: Connection, domain: Domain) -> Any | None:
+def _present(connection: Connection, domain: Domain) -> Any | None:
     """Name and UUID must both be free, or both belong to this very instance, which is returned then."""
     conn = connection.get()
-    same: Any | None = None
-    for same in (instances.find(connection, domain.name), _by_uuid(conn, domain.uuid)):
-        if same is None:
+    found: Any | None = None
+    for found in (instances.find(connection, domain.name), _by_uuid(conn, domain.uuid)):
+        if found is None:
             continue
         with translated(f"look for the instance {domain.name}"):
-            name, uuid = same.name(), same.UUIDString()
-        if (name, uuid) != (domain.name, domain.uuid) or instances.mark_of(same) != domain.mark:
+            name, uuid = found.name(), found.UUIDString()
+        if (name, uuid) != (domain.name, domain.uuid) or instances.mark_of(found) != domain.mark:
             taken = f"name {name}" if name == domain.name else f"UUID {uuid}"
             raise NameTaken(
                 f"cannot define the instance {domain.name}: its {taken} belongs to another one",
                 details=f"{name} has the UUID {uuid}",
                 resolution="give the plan's instance another name, or remove the other one",
             )
-    return same
+    return found
 
 
 def _by_uuid(conn: Any, uuid: str) -> Any | None:
@@ -69,7 +70,10 @@ def undefine(pool: Pool, name: str) -> None:
     """Power off and forget an instance of ours with all that it left on the host, except its volumes."""
     if instances.find(pool.connection, name) is None:
         return
-    domain = instances.require_ours(pool.connection, name)
+    _forget(pool, instances.require_ours(pool.connection, name), name)
+
+
+def _forget(pool: Pool, domain: Any, name: str) -> None:
     power_off_domain(domain)
     with translated(f"undefine the instance {name}"):
         uuid = domain.UUIDString()
@@ -123,4 +127,6 @@ def bring_back(connection: Connection, name: str, run: str) -> Any:
 
 def delete_set_aside(pool: Pool, name: str, run: str) -> None:
     """Forget what `run` set aside."""
-    undefine(pool, instances.aside_name(name, run))
+    domain = instances.find(pool.connection, instances.aside_name(name, run))
+    if domain is not None and instances.mark_of(domain) is not None:
+        _forget(pool, domain, name)

@@ -1,32 +1,21 @@
-"""A domain as libvirt's XML, and back: the mark, what was promised of its end, and the disks out of it."""
+"""What a domain's XML says: who made it, what was promised of its end and written down since, and its hardware."""
 
-import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 from xml.etree import ElementTree as ET
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-from drivers.compute import Domain
+from drivers.compute import Sizes
 from planvirt.mark import Mark
+from planvirt.plan import Nic
+from planvirt.states import Note
 
 MARK_NAMESPACE = "urn:planvirt:1"
-LOCK_NAMESPACE = "urn:planvirt:lock:1"  # of its own, so that it comes and goes without a touch on the mark
 
-TEMPLATES = Environment(
-    loader=FileSystemLoader(Path(__file__).parent),
-    autoescape=True,
-    undefined=StrictUndefined,
-    keep_trailing_newline=True,
-)
+# The kinds of network interfaces that a plan can name, as libvirt calls them.
+_NIC_KINDS: dict[str, Literal["network", "bridge", "user"]] = {"network": "network", "bridge": "bridge", "user": "user"}
 
-# Device names in the guest, by bus.
-_DEVICE_PREFIX = {"virtio": "vd", "scsi": "sd", "sata": "sd", "usb": "sd", "ide": "hd", "fdc": "fd"}
-
-# The CPU that a guest sees. Under software emulation "maximum" has every feature that QEMU can emulate.
-_CPU_MODE = {"kvm": "host-passthrough", "qemu": "maximum"}
+_UNITS = {"b": 1, "KiB": 1 << 10}  # libvirt writes KiB, our template bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,70 +28,20 @@ class DiskXml:
     target: str
 
 
-@dataclass(frozen=True, slots=True)
-class NicXml:
-    """A network interface with everything decided."""
-
-    kind: str
-    source: str
-    mac: str
-    model: str
+def note_namespace(note: Note) -> str:
+    """The namespace of a kind of note: each has its own, and so comes and goes without a touch on the others."""
+    return f"urn:planvirt:note:{note}:1"
 
 
-def render(
-    domain: Domain,
-    *,
-    type: Literal["kvm", "qemu", "test"],
-    paths: Mapping[str, str],
-    console: str,
-    locked: bool = False,
-) -> str:
-    """The XML of a domain. `paths` leads from the volumes' names to their files on the host."""
-    real = type != "test"
-    return TEMPLATES.get_template("domain.xml.j2").render(
-        domain=domain,
-        type=type,
-        real=real,
-        machine="q35" if real else "",
-        cpu=_CPU_MODE.get(type, ""),
-        kernel=paths[domain.kernel] if domain.kernel else "",
-        initrd=paths[domain.initrd] if domain.initrd else "",
-        disks=_disks(domain, paths),
-        nics=_nics(domain),
-        console=console,
-        locked=locked,
-    )
+def note_prefix(note: Note) -> str:
+    """The prefix of that namespace, for people who read the XML."""
+    return f"planvirt-{note}"
 
 
-def _disks(domain: Domain, paths: Mapping[str, str]) -> list[DiskXml]:
-    used: dict[str, int] = {}
-    disks = []
-    for disk in domain.disks:
-        prefix = _DEVICE_PREFIX.get(disk.bus, "vd")
-        letter = used.get(prefix, 0)
-        used[prefix] = letter + 1
-        target = prefix + _letters(letter)
-        disks.append(DiskXml(path=paths[disk.volume], format=disk.format, bus=disk.bus, target=target))
-    return disks
-
-
-def _letters(index: int) -> str:
-    """a, b, …, z, aa, ab, … as Linux names its disks."""
-    before, last = divmod(index, 26)
-    return (_letters(before - 1) if before else "") + chr(ord("a") + last)
-
-
-def _nics(domain: Domain) -> list[NicXml]:
-    return [
-        NicXml(kind=nic.kind, source=nic.source, mac=nic.mac or stable_mac(domain.uuid, index), model=nic.model)
-        for index, nic in enumerate(domain.nics)
-    ]
-
-
-def stable_mac(uuid: str, index: int) -> str:
-    """A MAC address in QEMU's range that stays the same when the instance is defined again."""
-    digest = hashlib.sha256(f"{uuid}/{index}".encode()).digest()
-    return "52:54:00:" + ":".join(f"{byte:02x}" for byte in digest[:3])
+# Where ElementTree writes a domain, it writes these as libvirt's own metadata calls do.
+ET.register_namespace("planvirt", MARK_NAMESPACE)
+for _note in Note:
+    ET.register_namespace(note_prefix(_note), note_namespace(_note))
 
 
 def parse(xml: str) -> ET.Element:
@@ -123,6 +62,17 @@ def read_mark(root: ET.Element) -> Mark | None:
     return Mark(**words) if words["plan"] and words["instance"] else None
 
 
+def mark_xml(root: ET.Element, spec: str) -> str:
+    """The mark of a domain with another spec, as libvirt wants metadata: it adds the namespace itself."""
+    node = _mark_node(root)
+    plain = ET.Element("mark")
+    if node is not None:
+        plain.attrib.update({**node.attrib, "spec": spec})
+        for child in node:
+            ET.SubElement(plain, child.tag.rpartition("}")[2], child.attrib)
+    return ET.tostring(plain, encoding="unicode")
+
+
 def read_keep(root: ET.Element) -> tuple[str, ...]:
     """The names of the disks that outlive a domain."""
     node = _mark_node(root)
@@ -136,9 +86,32 @@ def read_protect(root: ET.Element) -> bool:
     return node is not None and node.get("protect") == "yes"
 
 
-def read_locked(root: ET.Element) -> bool:
-    """Whether a domain was locked."""
-    return root.find(f"metadata/{{{LOCK_NAMESPACE}}}locked") is not None
+def note_node(root: ET.Element, note: Note) -> ET.Element | None:
+    """Where a note of that kind stands, if there is one."""
+    return root.find(f"metadata/{{{note_namespace(note)}}}note")
+
+
+def read_notes(root: ET.Element) -> dict[str, str]:
+    """What was written down about a domain."""
+    nodes = {str(note): note_node(root, note) for note in Note}
+    return {note: node.text or "" for note, node in nodes.items() if node is not None}
+
+
+def read_sizes(root: ET.Element) -> Sizes:
+    """How large the domain of this definition is, and can become."""
+    vcpu, memory, current = root.find("vcpu"), root.find("memory"), root.find("currentMemory")
+    most = 1 if vcpu is None else int(vcpu.text or 1)
+    largest = _bytes(memory)
+    return Sizes(
+        vcpus=most if vcpu is None else int(vcpu.get("current", most)),
+        memory=largest if current is None else _bytes(current),
+        max_vcpus=most,
+        max_memory=largest,
+    )
+
+
+def _bytes(node: ET.Element | None) -> int:
+    return 0 if node is None else int(node.text or 0) * _UNITS[node.get("unit", "KiB")]
 
 
 def read_disks(root: ET.Element) -> Sequence[DiskXml]:
@@ -157,3 +130,21 @@ def read_disks(root: ET.Element) -> Sequence[DiskXml]:
             )
         )
     return disks
+
+
+def read_nics(root: ET.Element) -> Sequence[Nic]:
+    """The network interfaces of a domain whose kind a plan can name, in the domain's order."""
+    nics = []
+    for node in root.iterfind("devices/interface"):
+        kind = _NIC_KINDS.get(node.get("type", ""))
+        source, mac, model = node.find("source"), node.find("mac"), node.find("model")
+        if kind is not None:
+            nics.append(
+                Nic(
+                    kind=kind,
+                    source="" if source is None else source.get(kind, ""),
+                    mac=None if mac is None else mac.get("address"),
+                    model="" if model is None else model.get("type", ""),
+                )
+            )
+    return nics

@@ -6,16 +6,17 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import BinaryIO, Literal
 
-from drivers.compute import Capabilities, Domain, HostFacts, InstanceFacts, LocalImage, VolumeFacts
+from drivers.compute import Capabilities, Domain, Executed, HostFacts, InstanceFacts, LocalImage, VolumeFacts
 from drivers.errors import Unsupported
 from drivers.libvirt import (
     acceleration,
     addresses,
+    agent,
     console,
     definitions,
     images,
     instances,
-    locking,
+    notes,
     power,
     reading,
     snapshot,
@@ -28,7 +29,7 @@ from drivers.libvirt.pool import Pool
 from planvirt.config import HostConfig
 from planvirt.deadline import Deadline
 from planvirt.mark import cached_file, cached_image
-from planvirt.states import State
+from planvirt.states import Note, State
 from planvirt.verbs import ACTIONS
 
 # What needs a real hypervisor under libvirt: the test one moves no data.
@@ -203,15 +204,22 @@ class LibvirtCompute:
         """Wait for one of the states."""
         return power.wait_state(self._connection, name, states, deadline)
 
-    # The lock
+    # Notes
 
-    def lock(self, name: str) -> None:
-        """Put the flag into the domain's metadata."""
-        locking.lock(self._connection, name)
+    def note(self, name: str, note: Note, text: str | None) -> None:
+        """Write a note into the domain's metadata, or strike it out."""
+        notes.write(self._connection, name, note, text)
 
-    def unlock(self, name: str) -> None:
-        """Take the flag away."""
-        locking.unlock(self._connection, name)
+    def set_spec(self, name: str, spec: str) -> None:
+        """Change the spec in the mark."""
+        notes.set_spec(self._connection, name, spec)
+
+    # The guest's agent
+
+    def execute(self, name: str, command: Sequence[str], stdin: bytes, deadline: Deadline) -> Executed:
+        """Run a program in the guest through its agent."""
+        self._refuse_test("run a program")
+        return agent.execute(self._connection, name, command, stdin, deadline)
 
     # Looking in
 

@@ -2,16 +2,27 @@
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import libvirt
 
-from drivers.compute import InstanceFacts
+from drivers.compute import AttachedDisk, InstanceFacts, Sizes
 from drivers.errors import NameTaken, NotFound
 from drivers.libvirt.connection import Connection
-from drivers.libvirt.domain_xml import parse, read_disks, read_keep, read_locked, read_mark, read_protect
+from drivers.libvirt.domain_xml import (
+    parse,
+    read_disks,
+    read_keep,
+    read_mark,
+    read_nics,
+    read_notes,
+    read_protect,
+    read_sizes,
+)
 from drivers.libvirt.faults import code_of, translated
+from planvirt.errors import Conflict
 from planvirt.mark import Mark
 from planvirt.states import State
 
@@ -67,16 +78,14 @@ def require_ours(connection: Connection, name: str) -> Any:
     """The virDomain of that name, which planvirt may change."""
     domain = require(connection, name)
     if mark_of(domain) is None:
-        raise foreign(name)
+        raise NameTaken(
+            f"cannot change the instance {name}: planvirt did not make it",
+            resolution="give the plan's instance another name, or remove the other one yourself",
+        )
+    aside = _ASIDE.fullmatch(name)
+    if aside is not None:
+        raise Conflict(f"cannot change the instance {aside['name']}: run {aside['run']} has set it aside")
     return domain
-
-
-def foreign(name: str) -> NameTaken:
-    """The refusal to touch what planvirt did not make."""
-    return NameTaken(
-        f"cannot change the instance {name}: planvirt did not make it",
-        resolution="give the plan's instance another name, or remove the other one yourself",
-    )
 
 
 def mark_of(domain: Any) -> Mark | None:
@@ -86,7 +95,7 @@ def mark_of(domain: Any) -> Mark | None:
 
 
 def state_of(domain: Any) -> State:
-    """The state of a domain."""
+    """The state of a domain, as its hypervisor says; notes do not count."""
     with translated("read an instance's state"):
         state, reason = domain.state()
         if state == libvirt.VIR_DOMAIN_SHUTOFF:
@@ -114,23 +123,28 @@ def facts_of(domain: Any, host: str) -> InstanceFacts:
     with translated("read an instance"):
         name, uuid = str(domain.name()), str(domain.UUIDString())
         root = parse(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))
-        info = domain.info()
+        now = parse(domain.XMLDesc(0)) if domain.isActive() else root
     mark = read_mark(root)
     aside = _ASIDE.fullmatch(name) if mark else None
     return InstanceFacts(
         name=name,
         uuid=uuid,
         host=host,
-        state=state_of(domain),
+        power=state_of(domain),
         mark=mark,
-        vcpus=int(info[3]),
-        memory=int(info[1]) * 1024,
-        volumes=tuple(Path(disk.path).name for disk in read_disks(root)),
+        sizes=_sizes(read_sizes(root), read_sizes(now)),
+        disks=tuple(AttachedDisk(Path(disk.path).name, disk.format, disk.bus) for disk in read_disks(root)),
+        nics=tuple(read_nics(root)),
         set_aside=aside["run"] if aside else None,
         keep=read_keep(root),
         protect=read_protect(root),
-        locked=read_locked(root),
+        notes=read_notes(root),
     )
+
+
+def _sizes(told: Sizes, now: Sizes) -> Sizes:
+    """How large a domain is. A guest gives memory back in its own time, or never: what counts is what it was told."""
+    return replace(now, memory=min(told.memory, now.max_memory))
 
 
 def listing(connection: Connection, host: str) -> Sequence[InstanceFacts]:

@@ -10,9 +10,19 @@ from pathlib import Path
 from typing import BinaryIO, Literal
 
 import planvirt
-from drivers.compute import Capabilities, Domain, HostFacts, InstanceFacts, LocalImage, VolumeFacts
-from drivers.errors import DriverError, NameTaken, NotFound
-from drivers.simulated import disk_file
+from drivers.compute import (
+    AttachedDisk,
+    Capabilities,
+    Domain,
+    Executed,
+    HostFacts,
+    InstanceFacts,
+    LocalImage,
+    Sizes,
+    VolumeFacts,
+)
+from drivers.errors import DriverError, NameTaken, NotFound, Transient
+from drivers.simulated import devices, disk_file
 from drivers.simulated.faults import Fault, suffer
 from drivers.simulated.guards import (
     aside_name,
@@ -29,8 +39,9 @@ from drivers.simulated.guards import (
 from drivers.simulated.world import InFile, InMemory, Machine, Volume, World, Worlds
 from planvirt.deadline import Deadline
 from planvirt.errors import Conflict
-from planvirt.mark import cached_file, cached_image, is_cached, read_volume_name
-from planvirt.states import State
+from planvirt.mark import cached_file, cached_image, is_cached, nic_mac, read_volume_name
+from planvirt.plan import Nic
+from planvirt.states import Note, State
 from planvirt.verbs import ACTIONS, VERBS
 
 _TICK = 0.02
@@ -88,7 +99,7 @@ class SimulatedCompute:
         with self.world() as world:
             disk = volume or f"{name}.qcow2"
             world.volumes[disk] = Volume(1 << 30, content=b"foreign".hex())
-            world.instances[name] = Machine(name, str(uuid.uuid4()), state=state, volumes=[disk])
+            world.instances[name] = Machine(name, str(uuid.uuid4()), state=state, disks=[AttachedDisk(disk)])
 
     def write_disk(self, volume: str, content: bytes) -> None:
         """Let a guest write to its disk, from the start."""
@@ -220,13 +231,14 @@ class SimulatedCompute:
             twins = [key for key, machine in world.instances.items() if machine.uuid == domain.uuid]
             if twins:
                 raise NameTaken(f"cannot define {domain.name}: its UUID belongs to {twins[0]}")
-            disks = [disk.volume for disk in domain.disks]
-            for volume in (*disks, domain.kernel, domain.initrd):
+            for volume in (*(disk.volume for disk in domain.disks), domain.kernel, domain.initrd):
                 if volume is not None and volume_of(world, volume).partial:
                     raise Conflict(f"cannot define {domain.name}: volume {volume} is half-made")
             machine = Machine(
                 domain.name, domain.uuid, domain.mark, State.STOPPED, domain.vcpus, domain.memory,
-                disks, len(domain.nics), domain.kernel, domain.initrd, keep=list(domain.keep), protect=domain.protect,
+                domain.max_vcpus, domain.max_memory, list(domain.disks),
+                [replace(nic, mac=nic.mac or nic_mac(domain.uuid, place)) for place, nic in enumerate(domain.nics)],
+                domain.kernel, domain.initrd, keep=list(domain.keep), protect=domain.protect,
             )  # fmt: skip
             world.instances[domain.name] = machine
             world.record("define", domain.name)
@@ -375,22 +387,107 @@ class SimulatedCompute:
                 return state
             deadline.sleep(_TICK)
 
-    # The lock
+    # Sizes and devices
 
-    def lock(self, name: str) -> None:
-        """Raise the flag."""
-        self._set_lock("lock", name, True)
+    def resize(self, name: str, sizes: Sizes) -> None:
+        """Be of these sizes; a guest that runs only as far as it can grow."""
+        with self._call("resize", name) as world:
+            devices.resize(world, name, sizes)
 
-    def unlock(self, name: str) -> None:
-        """Lower the flag."""
-        self._set_lock("unlock", name, False)
+    def grow_disk(self, name: str, volume: str, size: int) -> None:
+        """Make a disk larger."""
+        with self._call("grow_disk", name) as world:
+            devices.grow_disk(world, name, volume, size)
 
-    def _set_lock(self, call: str, name: str, locked: bool) -> None:
-        with self._call(call, name) as world:
-            machine = own(world, name, call)
-            if machine.locked is not locked:
-                machine.locked = locked
-                world.record(call, name)
+    def attach_disk(self, name: str, disk: AttachedDisk) -> None:
+        """Give it another disk."""
+        with self._call("attach_disk", name) as world:
+            devices.attach_disk(world, name, disk)
+
+    def detach_disk(self, name: str, volume: str, deadline: Deadline) -> None:
+        """Take a disk away, if the guest lets go of it."""
+        with self._call("detach_disk", name, deadline, after=None) as world:
+            devices.check_detach_disk(world, name, volume)
+        self._let_go(name, deadline)
+        with self._call("detach_disk", name, deadline, before=None) as world:
+            devices.detach_disk(world, name, volume)
+
+    def replace_disk(self, name: str, volume: str, by: AttachedDisk) -> None:
+        """Use another volume at the place of a disk's."""
+        with self._call("replace_disk", name) as world:
+            devices.replace_disk(world, name, volume, by)
+
+    def attach_nic(self, name: str, nic: Nic) -> None:
+        """Give it another network interface."""
+        with self._call("attach_nic", name) as world:
+            devices.attach_nic(world, name, nic)
+
+    def detach_nic(self, name: str, mac: str, deadline: Deadline) -> None:
+        """Take a network interface away, if the guest lets go of it."""
+        with self._call("detach_nic", name, deadline, after=None) as world:
+            devices.check_detach(world, name)
+        self._let_go(name, deadline)
+        with self._call("detach_nic", name, deadline, before=None) as world:
+            devices.detach_nic(world, name, mac)
+
+    def _let_go(self, name: str, deadline: Deadline) -> None:
+        """Wait for a guest that runs; one that keeps its devices never lets go."""
+        with self.world() as world:
+            running = machine_of(world, name).state in (State.RUNNING, State.PAUSED)
+            keeps = running and world.guest(name).keeps_devices
+        while keeps:
+            deadline.sleep(_TICK)
+
+    # Rescue
+
+    def rescue(self, name: str, disk: AttachedDisk) -> None:
+        """Boot from another disk."""
+        with self._call("rescue", name) as world:
+            devices.rescue(world, name, disk)
+
+    def unrescue(self, name: str) -> None:
+        """Boot as before."""
+        with self._call("unrescue", name) as world:
+            devices.unrescue(world, name)
+
+    # Notes
+
+    def note(self, name: str, note: Note, text: str | None) -> None:
+        """Write it down, or strike it out."""
+        with self._call("note", name) as world:
+            machine = own(world, name, "write something down about")
+            if machine.notes.get(note) == text:
+                return
+            if text is None:
+                del machine.notes[note]
+            else:
+                machine.notes[str(note)] = text
+            world.record(f"note {note}" if text is not None else f"strike out {note}", name)
+
+    def set_spec(self, name: str, spec: str) -> None:
+        """Change the mark."""
+        with self._call("set_spec", name) as world:
+            machine = own(world, name, "change the mark of")
+            if machine.mark is not None and machine.mark.spec != spec:
+                machine.mark = replace(machine.mark, spec=spec)
+                world.record("set_spec", name)
+
+    # The guest's agent
+
+    def execute(self, name: str, command: Sequence[str], stdin: bytes, deadline: Deadline) -> Executed:
+        """What the guest is told to come to for the program: see Guest.programs."""
+        del stdin  # no simulated program reads it
+        with self._call("execute", name, deadline) as world:
+            machine = own(world, name, "run a program in")
+            require(machine, name, "run a program in", State.RUNNING)
+            guest = world.guest(name)
+            if not guest.agent or self._clock() < machine.started + guest.boot_seconds:
+                raise Transient(
+                    f"cannot run {command[0]} in {name}: its guest agent does not answer",
+                    resolution="install and start qemu-guest-agent in the guest",
+                )
+            world.record(f"execute {command[0]}", name)
+            return guest.run(command[0])
 
     # Looking in
 
@@ -414,7 +511,7 @@ class SimulatedCompute:
                 return tuple(guest.addresses)
             number = uuid.UUID(machine.uuid).int
             return (f"198.18.{number >> 8 & 0xFF}.{number & 0xFF}", f"2001:db8::{number & 0xFFFF:x}")[
-                : 2 * machine.nics
+                : 2 * len(machine.nics)
             ]
 
     # Snapshot
@@ -528,13 +625,13 @@ class SimulatedCompute:
             name=key,
             uuid=machine.uuid,
             host=self.host,
-            state=machine.state,
+            power=machine.state,
             mark=machine.mark,
-            vcpus=machine.vcpus,
-            memory=machine.memory,
-            volumes=tuple(machine.volumes),
+            sizes=machine.sizes,
+            disks=tuple(machine.disks),
+            nics=tuple(machine.nics),
             set_aside=machine.set_aside,
             keep=tuple(machine.keep),
             protect=machine.protect,
-            locked=machine.locked,
+            notes=dict(machine.notes),
         )

@@ -15,9 +15,11 @@ from pathlib import Path
 from threading import RLock
 from typing import Any, Protocol
 
+from drivers.compute import AttachedDisk, Executed, Sizes
 from drivers.errors import DriverError
 from drivers.simulated.faults import Fault
 from planvirt.mark import Mark
+from planvirt.plan import Nic
 from planvirt.states import State
 
 _MOST_EVENTS = 10_000
@@ -32,7 +34,15 @@ class Guest:
     shutdown_seconds: float = 0.0
     ignores_shutdown: bool = False
     agent: bool = True
+    keeps_devices: bool = False  # does not let go of what is taken away while it runs
+    programs: dict[str, dict[str, Any]] = field(default_factory=dict)  # what a program comes to, by its name
     addresses: list[str] | None = None  # None: made from its UUID when it has a network interface
+
+    def run(self, program: str) -> Executed:
+        """What the program comes to: `exit_code`, `stdout` and `stderr`; one that is not listed succeeds silently."""
+        end = self.programs.get(program, {})
+        out, err = (str(end.get(key, "")).encode() for key in ("stdout", "stderr"))
+        return Executed(int(end.get("exit_code", 0)), out, err)
 
 
 @dataclass(slots=True)
@@ -45,8 +55,10 @@ class Machine:
     state: State = State.STOPPED
     vcpus: int = 1
     memory: int = 1 << 30
-    volumes: list[str] = field(default_factory=list)
-    nics: int = 0
+    max_vcpus: int = 0  # at least vcpus, whatever is said here
+    max_memory: int = 0
+    disks: list[AttachedDisk] = field(default_factory=list)
+    nics: list[Nic] = field(default_factory=list)
     kernel: str | None = None
     initrd: str | None = None
     set_aside: str | None = None
@@ -55,7 +67,7 @@ class Machine:
     stops: float | None = None  # when a guest that was asked to shut down will be off
     keep: list[str] = field(default_factory=list)
     protect: bool = False
-    locked: bool = False
+    notes: dict[str, str] = field(default_factory=dict)
     saved_paused: bool = False  # the guest was paused when its memory was saved
 
     def settle(self, now: float) -> None:
@@ -76,6 +88,16 @@ class Machine:
     def uses(self, volume: str) -> bool:
         """Whether the volume is one of its disks, or what it boots from."""
         return volume in (*self.volumes, self.kernel, self.initrd)
+
+    @property
+    def volumes(self) -> list[str]:
+        """The names of its disks' volumes."""
+        return [disk.volume for disk in self.disks]
+
+    @property
+    def sizes(self) -> Sizes:
+        """How large it is, and can become."""
+        return Sizes(self.vcpus, self.memory, max(self.vcpus, self.max_vcpus), max(self.memory, self.max_memory))
 
 
 @dataclass(slots=True)
@@ -211,4 +233,6 @@ def _parse(text: str, path: Path) -> World:
 def _machine(item: dict[str, Any]) -> Machine:
     mark = item.pop("mark", None)
     state = State(item.pop("state", "stopped"))
-    return Machine(**item, mark=None if mark is None else Mark(**mark), state=state)
+    disks = [AttachedDisk(**disk) for disk in item.pop("disks", [])]
+    nics = [Nic(**nic) for nic in item.pop("nics", [])]
+    return Machine(**item, mark=None if mark is None else Mark(**mark), state=state, disks=disks, nics=nics)

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from flows.call import Call
 from flows.images import local_image
 from flows.kept_disks import check_header, returning
 from planvirt.journal.records import StepRecord
+from planvirt.mark import nic_mac
 from planvirt.plan import Disk, Instance
 from planvirt.secret import revealed
 from planvirt.states import State
@@ -36,15 +38,17 @@ def do(call: Call) -> Mapping[str, Any]:
         uuid=call.uuid,
         vcpus=spec.vcpus,
         memory=spec.memory,
-        mark=call.mark(spec.spec_hash()),
+        mark=call.mark(spec.spec()),
         disks=disks,
-        nics=spec.nics,
+        nics=[replace(nic, mac=nic.mac or nic_mac(call.uuid, place)) for place, nic in enumerate(spec.nics)],
         kernel=_carry(call, boot.kernel) if boot else None,
         initrd=_carry(call, boot.initrd) if boot and boot.initrd else None,
         cmdline=str(revealed(call.arguments.get("cmdline", ""))),
         labels=dict(spec.labels),
         keep=tuple(disk.name for disk in spec.disks if disk.keep),
         protect=spec.protect,
+        max_vcpus=spec.max_vcpus,
+        max_memory=spec.max_memory,
     )
     call.phase("define", domain=spec.name)
     call.compute.define(domain)
@@ -117,7 +121,7 @@ def _made(call: Call) -> list[str]:
 def _disks(call: Call, spec: Instance) -> list[AttachedDisk]:
     kept = _kept(call, spec)
     base = _base(call) if spec.disks else None
-    mark = call.mark(spec.spec_hash())
+    mark = call.mark(spec.spec())
     names = {disk.name: kept.get(disk.name) or mark.volume(disk.name) for disk in spec.disks}
     made = [name for disk, name in names.items() if disk not in kept]
     call.phase("create disks", volumes=made)

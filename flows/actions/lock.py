@@ -6,12 +6,13 @@ from typing import Any
 from drivers.errors import NotFound
 from flows.actions.action import Action, Finding
 from flows.call import Call
+from planvirt.states import Note
 
 
 def do_lock(call: Call) -> Mapping[str, Any]:
     """Lock the instance; one that is locked stays so."""
     call.phase("lock", was_locked=_locked(call))
-    call.compute.lock(call.instance)
+    call.compute.note(call.instance, Note.LOCKED, "")
     return {}
 
 
@@ -19,7 +20,7 @@ def undo_lock(call: Call) -> None:
     """Unlock what was not locked before."""
     if call.undo.get("was_locked") is False and call.facts() is not None:
         call.phase("unlock")
-        call.compute.unlock(call.instance)
+        call.compute.note(call.instance, Note.LOCKED, None)
 
 
 def probe_lock(call: Call) -> Finding:
@@ -30,7 +31,7 @@ def probe_lock(call: Call) -> Finding:
 def do_unlock(call: Call) -> Mapping[str, Any]:
     """Unlock the instance; one that is not locked stays so."""
     call.phase("unlock", was_locked=_locked(call))
-    call.compute.unlock(call.instance)
+    call.compute.note(call.instance, Note.LOCKED, None)
     return {}
 
 
@@ -38,7 +39,7 @@ def undo_unlock(call: Call) -> None:
     """Lock what was locked before."""
     if call.undo.get("was_locked") is True and call.facts() is not None:
         call.phase("lock")
-        call.compute.lock(call.instance)
+        call.compute.note(call.instance, Note.LOCKED, "")
 
 
 def probe_unlock(call: Call) -> Finding:

@@ -40,10 +40,24 @@ def probe_start(call: Call) -> Finding:
 
 def do_stop(call: Call) -> Mapping[str, Any]:
     """Ask the guest to shut down; after the grace time pull the plug if the plan says `force: true`, else fail."""
-    was = call.state()
-    call.phase("ask the guest to shut down", was=was)
-    if was == State.STOPPED:
-        return {"forced": False}
+    call.phase("look at its state", was=call.state())
+    return {"forced": bring_down(call)}
+
+
+def bring_down(call: Call) -> bool:
+    """Have the instance off, as the step's `grace` and `force` say. Returns whether the plug was pulled.
+
+    A guest that stands still cannot hear, so the plug is pulled. Raises GuestIgnoredShutdown.
+    """
+    found = call.facts()
+    power = State.STOPPED if found is None else found.power
+    if power == State.STOPPED:
+        return False
+    if power != State.RUNNING:
+        call.phase("power off")
+        call.compute.power_off(call.instance)
+        return True
+    call.phase("ask the guest to shut down")
     grace = float(call.arguments.get("grace", _GRACE))
     try:
         _shut_down(call, call.within(grace).deadline)
@@ -55,10 +69,10 @@ def do_stop(call: Call) -> Mapping[str, Any]:
                 resolution="give it longer with 'grace', or allow 'force: true' in the step's 'with'",
             ) from error
     else:
-        return {"forced": False}
+        return False
     call.phase("power off")
     call.compute.power_off(call.instance)
-    return {"forced": True}
+    return True
 
 
 def _shut_down(call: Call, deadline: Deadline) -> None:

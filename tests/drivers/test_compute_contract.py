@@ -13,7 +13,7 @@ from drivers.errors import NameTaken, NotFound, WrongChecksum
 from planvirt.deadline import Deadline, DeadlinePassed
 from planvirt.errors import Conflict
 from planvirt.mark import cached_file, cached_image
-from planvirt.states import State
+from planvirt.states import Note, State
 from planvirt.verbs import ACTIONS
 from tests.drivers.compute_hosts import HOSTS, MIB, Host, content_of, image_file
 
@@ -320,8 +320,8 @@ def test_foreign_instances_are_never_changed(host: Host) -> None:
         lambda: compute.unpause(name),
         lambda: compute.suspend(name, host.deadline()),
         lambda: compute.resume(name, host.deadline()),
-        lambda: compute.lock(name),
-        lambda: compute.unlock(name),
+        lambda: compute.note(name, Note.LOCKED, ""),
+        lambda: compute.note(name, Note.LOCKED, None),
     ):
         with pytest.raises(Conflict):
             attempt()
@@ -343,8 +343,8 @@ def test_what_is_absent_is_not_found(host: Host) -> None:
         lambda: compute.unpause(name),
         lambda: compute.suspend(name, host.deadline()),
         lambda: compute.resume(name, host.deadline()),
-        lambda: compute.lock(name),
-        lambda: compute.unlock(name),
+        lambda: compute.note(name, Note.LOCKED, ""),
+        lambda: compute.note(name, Note.LOCKED, None),
         lambda: compute.addresses(name),
     ):
         with pytest.raises(NotFound):
@@ -627,7 +627,7 @@ def test_a_lock_is_remembered_whatever_happens(host: Host) -> None:
     domain = host.domain()
     name = host.compute.define(domain).name
     for _ in range(2):
-        host.compute.lock(name)
+        host.compute.note(name, Note.LOCKED, "")
         assert host.seen(name).locked
     host.compute.define(domain)
     host.compute.start(name)
@@ -638,19 +638,19 @@ def test_a_lock_is_remembered_whatever_happens(host: Host) -> None:
     assert back.locked
     assert (back.mark, back.uuid) == (domain.mark, domain.uuid)
     for _ in range(2):
-        host.compute.unlock(name)
+        host.compute.note(name, Note.LOCKED, None)
         assert not host.seen(name).locked
     assert host.seen(name).mark == domain.mark
 
 
 def test_a_running_instance_is_locked_and_unlocked(host: Host) -> None:
     name = host.made(state=State.RUNNING)
-    host.compute.lock(name)
+    host.compute.note(name, Note.LOCKED, "")
     assert host.seen(name).locked
     host.compute.power_off(name)
     host.compute.start(name)
     assert host.seen(name).locked
-    host.compute.unlock(name)
+    host.compute.note(name, Note.LOCKED, None)
     host.compute.power_off(name)
     assert not host.seen(name).locked
 

@@ -42,6 +42,8 @@ _DO_CALL = {
     "stop": "request_shutdown",
     "terminate": "set_aside",
     "snapshot": "export_disk",
+    "lock": "note",
+    "unlock": "note",
 }
 _UNDO_CALL = {
     "launch": "undefine",
@@ -52,8 +54,8 @@ _UNDO_CALL = {
     "unpause": "pause",
     "suspend": "resume",
     "resume": "suspend",
-    "lock": "unlock",
-    "unlock": "lock",
+    "lock": "note",
+    "unlock": "note",
 }
 _ARGUMENTS: dict[str, dict[str, Any]] = {
     "snapshot": {"upload": {"store": "local", "name": "an image"}},

@@ -9,7 +9,7 @@ from planvirt.deadline import Deadline
 from planvirt.journal.records import RunRecord, StepRecord
 from planvirt.journal.transitions import RunState
 from planvirt.mark import instance_uuid
-from planvirt.states import State
+from planvirt.states import Note, State
 from tests.flows.yard import Yard
 
 INSTANCE = "instances:\n  w: {memory: 64 MiB, disks: [1 MiB]}\n"
@@ -119,7 +119,7 @@ def test_nobody_knows_before_whether_a_resumed_guest_was_paused(yard: Yard) -> N
 def test_a_locked_instance_refuses_what_changes_it_until_it_is_unlocked(yard: Yard, verb: str, state: State) -> None:
     yard.run(INSTANCE)
     _put(yard, state)
-    yard.kvm1.lock("w")
+    yard.kvm1.note("w", Note.LOCKED, "")
     before = yard.kvm1.instance("w")
     text = INSTANCE + f"operations: [{{action: {verb}, instances: [w]}}]\n"
     locked = (f"{verb}.w: w is locked; unlock it first, by an operation 'unlock'",)
@@ -135,7 +135,7 @@ def test_a_locked_instance_refuses_what_changes_it_until_it_is_unlocked(yard: Ya
 
 def test_what_is_declared_does_not_open_a_lock(yard: Yard) -> None:
     yard.run(INSTANCE)
-    yard.kvm1.lock("w")
+    yard.kvm1.note("w", Note.LOCKED, "")
     for text, step in (("state: stopped, memory", "stop.w"), ("state: absent, memory", "terminate.w")):
         declared = INSTANCE.replace("memory", text)
         assert yard.preview(declared).conflicts == (f"{step}: w is locked; unlock it first, by an operation 'unlock'",)
@@ -183,7 +183,7 @@ def test_a_lock_behind_a_condition_is_left_to_the_guard(yard: Yard) -> None:
 
 def test_the_lock_comes_first_and_the_claim_last(yard: Yard) -> None:
     yard.run(INSTANCE)
-    yard.kvm1.lock("w")
+    yard.kvm1.note("w", Note.LOCKED, "")
     journal = yard.journal
     journal.begin(
         RunRecord("other", "run", "shop", "", "", "", None, {}, "rollback"),

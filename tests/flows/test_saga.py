@@ -17,7 +17,7 @@ from flows.world import World
 from planvirt.deadline import Deadline, DeadlinePassed
 from planvirt.journal.transitions import RunState, StepState
 from planvirt.plan import Deferred, OnFailure
-from planvirt.states import State
+from planvirt.states import Note, State
 from tests.flows.saga_words import Saga
 
 _GOOD = RunState.SUCCEEDED
@@ -138,7 +138,8 @@ def test_what_was_not_running_or_locked_is_so_again(saga: Saga, before: str, ste
 def test_an_undo_reverts_an_effect_that_was_never_told(saga: Saga, verb: str) -> None:
     saga.run("launch:a")
     before = saga.compute.instance("a")
-    saga.compute.fail(verb, name="a", times=None, error="transient", at="after")
+    call, times = ("note", 3) if verb == "lock" else (verb, None)
+    saga.compute.fail(call, name="a", times=times, error="transient", at="after")
     assert saga.run(f"{verb}:a")[0] == _BACK
     assert saga.compute.instance("a") == before
 
@@ -157,7 +158,7 @@ def test_a_paused_guest_that_was_resumed_is_suspended_as_it_was(saga: Saga) -> N
 
 def test_a_lock_that_came_after_the_preview_is_respected(saga: Saga) -> None:
     saga.run("launch:a")
-    saga.compute.lock("a")
+    saga.compute.note("a", Note.LOCKED, "")
     before = saga.compute.events()
     assert saga.run("terminate:a") == (_BACK, "terminate:a:failed terminate:a:undone")
     assert saga.compute.events() == before
@@ -230,10 +231,10 @@ def test_an_abandoned_rollback_names_what_is_left(saga: Saga) -> None:
 
 def test_a_lock_holds_against_an_undo(saga: Saga) -> None:
     saga.run("launch:a launch:b(launch:a)!", on_failure=OnFailure.KEEP)
-    saga.compute.lock("a")
+    saga.compute.note("a", Note.LOCKED, "")
     assert saga.roll_back("run-1") == _STUCK
     assert saga.compute.instance("a") is not None
-    saga.compute.unlock("a")
+    saga.compute.note("a", Note.LOCKED, None)
     assert saga.roll_back("run-1") == _BACK
     assert saga.left() == []
 

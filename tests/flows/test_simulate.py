@@ -17,7 +17,7 @@ from flows.world import World
 from planvirt.journal.records import RunRecord, StepRecord
 from planvirt.journal.transitions import RunState
 from planvirt.mark import Mark, instance_uuid
-from planvirt.states import State
+from planvirt.states import Note, State
 from tests.flows.workshop import Ended
 from tests.flows.yard import Yard
 
@@ -224,13 +224,13 @@ def test_instances_are_copied_as_they_are(yard: Yard) -> None:
     mark = Mark("else", "kept", "r0", "0" * 64)
     yard.kvm1.define(Domain("kept", instance_uuid("else", "kept"), 2, 1 << 26, mark, protect=True))
     yard.kvm1.set_aside("kept", "r0")
-    yard.kvm1.lock("old")
+    yard.kvm1.note("old", Note.LOCKED, "")
     with World(yard.config) as world:
         replica = replicate(world, yard.plan(OLD), yard.folder / "copy", offline=False)
     for name, host in yard.hosts.items():
         assert replica.host(name).instances() == host.instances()
         assert replica.host(name).volumes() == host.volumes()
-    yard.kvm1.unlock("old")
+    yard.kvm1.note("old", Note.LOCKED, None)
     document = simulation(yard, OLD)
     assert (document["state"], document["events"]) == ("succeeded", [])
     document = simulation(yard, NEW, "--fail", "launch.web")

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from planvirt.journal.journal import Journal
+from planvirt.states import Note
 from tests.drivers.libvirt_host import Guest, QemuHost, build_guest, qemu_host
 from tests.flows.workshop import Workshop, interrupt, until
 
@@ -356,7 +357,7 @@ operations:
     assert f"{lab.word}-one is locked" in refused.err
     assert states() == {"running"}
     lab.shop.write(plan, lab.shop.folder.joinpath(plan).read_text().partition("operations:")[0])
-    lab.host.compute.unlock(f"{lab.word}-one")
+    lab.host.compute.note(f"{lab.word}-one", Note.LOCKED, None)
     assert lab.shop.planvirt("destroy", plan, "--yes").code == 0
     assert lab.volumes() == set()
 

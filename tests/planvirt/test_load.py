@@ -86,7 +86,7 @@ def test_each_and_index_reach_the_run(tmp_path: Path) -> None:
     )
     images = [instance.image for instance in load_plan(path, config=plan_config(tmp_path)).instances[:2]]
     assert [image.known for image in images if isinstance(image, Deferred)] == [{"index": 1}, {"index": 2}]
-    assert len({instance.spec_hash() for instance in load_plan(path, config=plan_config(tmp_path)).instances}) == 3
+    assert len({instance.spec() for instance in load_plan(path, config=plan_config(tmp_path)).instances}) == 3
 
 
 INPUTS = """\

@@ -1,0 +1,53 @@
+"""What a step destroys for good, by name: nothing goes that a preview has not listed."""
+
+from collections.abc import Iterator
+
+from drivers.compute import InstanceFacts
+from flows.facts import Facts, name_of
+from flows.kept_disks import doomed, outliving
+from planvirt.graph import Step
+from planvirt.mark import read_volume_name
+
+
+def destroyed(plan: str, step: Step, facts: Facts) -> Iterator[str]:
+    """What is gone when the run has succeeded with this step."""
+    about = f"of {step.instance.name} on {step.instance.host}"
+    if step.action == "terminate":
+        yield _terminated(plan, step, facts)
+    elif step.action == "rebuild":
+        yield f"the content of disk {_boot_disk(step, facts)} {about}"
+    elif step.action == "restore":
+        yield f"the content of disk {step.arguments.get('disk') or _boot_disk(step, facts)} {about}"
+    elif step.action == "detach" and step.arguments.get("delete"):
+        yield f"disk {step.arguments.get('disk')} {about}"
+    elif step.action == "shelve":
+        yield f"the disks {about} (they become images in store {step.arguments.get('store')})"
+    elif step.action == "unshelve":
+        yield f"the images of the shelved disks {about} (they become disks)"
+    elif step.action == "revert_resize":
+        yield f"what was written since the resize to disks {about} that it has grown"
+
+
+def place_of(found: InstanceFacts) -> str:
+    """Where an instance is, in words."""
+    aside = f" (set aside by run {found.set_aside})" if found.set_aside is not None else ""
+    return f"{name_of(found)} on {found.host}{aside}"
+
+
+def _boot_disk(step: Step, facts: Facts) -> str:
+    found = facts.of(step)
+    named = read_volume_name(found.volumes[0]) if found is not None and found.volumes else None
+    return named[1] if named else step.instance.disks[0].name if step.instance.disks else "root"
+
+
+def _terminated(plan: str, step: Step, facts: Facts) -> str:
+    """The instance, and the disks that go with it."""
+    found, name = facts.of(step), step.instance.name
+    if found is None:
+        return f"instance {name} on {step.instance.host}"
+    keep = [disk.name for disk in step.instance.disks if disk.keep]
+    count = len(doomed(plan, name, found, keep))
+    stays = outliving(plan, name, found, keep)
+    kept = f" (keeps {', '.join(stays)})" if stays else ""
+    disks = "1 disk" if count == 1 else f"{count} disks"
+    return f"instance {place_of(found)} with {disks}{kept}"
