@@ -44,7 +44,7 @@ def preview(found: "Preview") -> dict[str, Any]:
                 "host": change.host,
                 "impact": change.impact.value,
                 "undo": change.undo,
-                "reason": change.reason,
+                "reason": change.why,
             }
             for change in found.changes
         ],

@@ -6,6 +6,7 @@ from flows.call import Call
 from flows.context import RunContext
 from flows.executor import Work
 from planvirt.deadline import Deadline
+from planvirt.journal.journal import LostClaim
 from planvirt.journal.records import StepRecord
 
 _ATTEMPTS = 3
@@ -32,12 +33,19 @@ def late_work(
         deadline = Deadline(_LIMIT, interrupted=context.abandoned)
         if number > 1:
             deadline.sleep(context.undo_pause * 2 ** (number - 2))
-        begin(number)
+        try:
+            begin(number)
+        except LostClaim:
+            if context.journal.yields(context.run.id, record.id) is None:
+                raise
+            return
         fresh = context.journal.step(context.run.id, record.id)
         call = context.call(fresh, deadline, fresh.arguments, None, "undo-phase" if verb == "undo" else "phase")
         try:
             context.attempts_on(record.uuid).carry_out(lambda: carry_out(call), deadline, name)
         except Exception as raised:
+            if isinstance(raised, LostClaim) and context.journal.yields(context.run.id, record.id) is not None:
+                return
             error = context.told(raised)
             failed(error.as_dict())
             if error is raised:

@@ -1,7 +1,7 @@
 """What a run would do: a pure function of the plan's graph and the facts, shared by preview and run."""
 
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from flows import sizing
 from flows.declared import Decided, decide
@@ -9,6 +9,7 @@ from flows.destroyed import destroyed, place_of
 from flows.facts import Facts, name_of
 from flows.foresight import foreseen
 from flows.kept_disks import returning
+from flows.preemption import preempted, preempting
 from planvirt.errors import Conflict, PlanvirtError
 from planvirt.graph import Graph, Step
 from planvirt.mark import instance_uuid
@@ -27,6 +28,12 @@ class Change:
     impact: Impact
     undo: str
     reason: str
+    preempts: tuple[str, ...] = field(default=(), compare=False)  # runs at work on the instance, which lose it
+
+    @property
+    def why(self) -> str:
+        """The reason, and at whose cost."""
+        return "; ".join([self.reason, *(f"takes it from run {run}, which is at work on it" for run in self.preempts)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +101,9 @@ def preview(plan: str, graph: Graph, facts: Facts) -> Preview:
         if step.action == "launch" and step.when is not False:
             conflicts += _in_the_way(plan, step, facts)
     conflicts += foreseen(plan, kept, facts)
-    conflicts += [str(claim) for claim in facts.claims.values()]
+    losers = preempted(kept, facts)
+    kept = [preempting(step, losers) for step in kept]
+    conflicts += [str(claim) for name, claim in facts.claims.items() if name not in losers]
     return Preview(
         plan=plan,
         changes=tuple(_change(step, reasons[step.id], facts) for step in kept if step.when is not False),
@@ -179,6 +188,7 @@ def _change(step: Step, reason: str, facts: Facts) -> Change:
         impact=_impact(step, facts),
         undo=verb.undo,
         reason=reason,
+        preempts=tuple(step.arguments.get("preempts", ())),
     )
 
 

@@ -13,6 +13,7 @@ from flows.call import RunFacts
 from flows.context import Event, RunContext, timestamp
 from flows.executor import Executor
 from flows.interrupt import Signals, interruptible
+from flows.preemption import let_notice, preemptions
 from flows.prepare import Prepared
 from flows.preview import Refused
 from flows.records import run_record, step_records
@@ -78,8 +79,11 @@ def carry_out_prepared(
         return carry_out(context, found.steps, found.parallel, OnFailure(plan.on_failure), executor)
 
     with interruptible(context, say) as signals:
-        journal.begin(record, step_records(plan.name, found.steps))
+        losers = preemptions(plan.name, found.steps)
+        journal.begin(record, step_records(plan.name, found.steps), losers)
         try:
+            for uuid, loser in losers.items():
+                let_notice(journal, loser, uuid, context.interrupted.wait)
             _check_unchanged(prepared, again)
             return _under_prefect(context, body, record, signals, "destroy " if prepared.kind == "destroy" else "")
         finally:

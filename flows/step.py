@@ -11,11 +11,13 @@ from flows.actions.action import Finding
 from flows.attempt import StepInterrupted, StepTimeout
 from flows.context import RunContext
 from flows.executor import Work
+from flows.preemption import let_notice
 from flows.scope import evaluate, scope_for
 from planvirt.arguments import checked_arguments
 from planvirt.deadline import DeadlinePassed
 from planvirt.errors import Conflict, PlanvirtError
 from planvirt.graph import Step
+from planvirt.journal.journal import LostClaim
 from planvirt.journal.transitions import StepState
 from planvirt.states import State
 from planvirt.verbs import verb_for
@@ -23,6 +25,10 @@ from planvirt.verbs import verb_for
 
 class Locked(Conflict):
     """The instance is locked against changes. Nothing was touched."""
+
+
+class Preempted(Conflict):
+    """Another run terminates the instance, so this one does not touch it any more."""
 
 
 class WrongState(Conflict):
@@ -68,12 +74,12 @@ class _Doing:
             )
             context.tell("begin", step)
             outputs = context.redact(dict(self._carry_out(arguments)))
+            context.journal.move_step(context.run.id, step.id, StepState.DONE, "done", outputs=outputs)
         except Exception as raised:
             error = self._failed(raised)
             if error is raised:
                 raise
             raise error from (raised if context.redact.idle else None)
-        context.journal.move_step(context.run.id, step.id, StepState.DONE, "done", outputs=outputs)
         context.tell("done", step)
 
     def _pause(self, number: int) -> None:
@@ -107,6 +113,8 @@ class _Doing:
         call = context.call(record, deadline, arguments, step.instance)
 
         def body() -> Mapping[str, Any]:
+            for other in step.arguments.get("preempts", ()):
+                let_notice(context.journal, other, record.uuid, deadline.sleep)
             if not record.undo:
                 # An earlier attempt may have changed the state already; going on from there is the action's own matter.
                 _guard(step, call.facts())
@@ -118,6 +126,11 @@ class _Doing:
 
     def _failed(self, raised: BaseException) -> PlanvirtError:
         context, step = self._context, self._step
+        if isinstance(raised, LostClaim) and (by := context.journal.yields(context.run.id, step.id)) is not None:
+            raised = Preempted(
+                f"cannot go on with {step.action} {step.instance.name}: run {by} terminates it",
+                resolution=f"'planvirt show {by}' tells what becomes of it",
+            )
         error = context.told(raised)
         self._timed_out = isinstance(raised, StepTimeout)
         if context.journal.step(context.run.id, step.id).state == StepState.DOING:
@@ -150,6 +163,8 @@ def _arguments(step: Step) -> dict[str, Any]:
     if step.action == "launch":
         arguments["image"] = step.instance.image
         arguments["cmdline"] = step.instance.boot.cmdline if step.instance.boot else ""
+    if step.action == "rebuild":
+        arguments["declared"] = step.instance.image
     if step.action == "terminate":
         arguments["keep"] = [disk.name for disk in step.instance.disks if disk.keep]
     return arguments

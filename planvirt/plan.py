@@ -166,6 +166,10 @@ class Instance:
         )
         return "".join(hashlib.sha256(json.dumps(part).encode()).hexdigest()[:32] for part in parts)
 
+    def spec_after_rebuild(self, spec: str) -> str:
+        """What becomes of that spec when the machine's boot disk is made anew from this definition's image."""
+        return self.spec()[:32] + spec[32:]
+
     def differs_from(self, spec: str) -> tuple[str, ...]:
         """Which parts of what makes the machine are not as in that spec: "image", "boot"."""
         own = self.spec()

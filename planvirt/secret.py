@@ -42,6 +42,11 @@ def revealed(value: Any) -> Any:
     return value.reveal() if isinstance(value, Secret) else value
 
 
+def erased(text: str) -> bool:
+    """Whether a text seems to have lost a secret. It is good for reading then, and not for use."""
+    return _STARS in text
+
+
 class Redactor:
     """Replaces the secrets it has learnt by stars.
 

@@ -54,7 +54,7 @@ def print_preview(found: Preview, kind: str) -> None:
         print_table(
             ("STEP", "ACTION", "INSTANCE", "HOST", "IMPACT", "UNDO", "WHY"),
             [
-                (item.step, item.action, item.instance, item.host, item.impact.value, item.undo, item.reason)
+                (item.step, item.action, item.instance, item.host, item.impact.value, item.undo, item.why)
                 for item in found.changes
             ],
         )

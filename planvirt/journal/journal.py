@@ -7,7 +7,7 @@ import socket
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, Self
 
 from sqlalchemy import Connection, Row, select
@@ -16,7 +16,7 @@ from planvirt.errors import Conflict, PlanvirtError
 from planvirt.journal import statements, tables
 from planvirt.journal.database import Database
 from planvirt.journal.records import Claim, RunRecord, StepRecord, Transition
-from planvirt.journal.transitions import ENDED, RunState, StepState, check_run, check_step
+from planvirt.journal.transitions import ENDED, UNDOABLE, RunState, StepState, check_run, check_step
 
 LEASE = 60.0  # seconds for which a run counts as alive after its last sign of life
 
@@ -66,14 +66,19 @@ class Journal:
 
     # Runs
 
-    def begin(self, run: RunRecord, steps: Sequence[StepRecord]) -> None:
+    def begin(
+        self, run: RunRecord, steps: Sequence[StepRecord], preempts: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
         """Record a new run with all its steps and claim every instance that it names, or change nothing at all.
 
         Raises Claimed when another run owns one of the instances; the message says whether that run still lives.
+        `preempts` names, by the UUID of an instance, a live run whose claim on it is taken.
         """
         with self._database.writing() as connection:
             row = _values(run) | self._ownership() | {"created": self._clock()}
             connection.execute(statements.INSERT_RUN, row)
+            for uuid, holder in sorted(preempts.items()):
+                self._preempt(connection, run.id, uuid, holder)
             if steps:
                 connection.execute(statements.INSERT_STEP, [_values(step) | {"run": run.id} for step in steps])
                 self._claim(connection, run.id, steps)
@@ -118,6 +123,8 @@ class Journal:
                     resolution=f"finish that: 'planvirt rollback {run}'",
                 )
             to = (_RESUMED if forward else _TAKEN_OVER).get(state, state)
+            if state not in ENDED:
+                self._give_up_preempted(connection, run)
             if to not in ENDED:
                 which = statements.STEPS if forward else statements.UNDOABLE_STEPS
                 left = connection.execute(which, {"the_run": run}).all()
@@ -293,6 +300,62 @@ class Journal:
         alive = row.state not in ENDED and left > 0
         return Claim(row.uuid, row.instance, row.host, row.run, row.plan, RunState(row.state), alive, left)
 
+    # Pre-emption: a terminate takes an instance from a run that is at work on it.
+
+    def _preempt(self, connection: Connection, run: str, uuid: str, holder: str) -> None:
+        """Swap the claim. Steps of the other run that are not on their way end here; those that are find out."""
+        other = self._run_row(connection, holder)
+        if other.state in ENDED or other.lease_until <= self._clock():
+            return  # its claim is free, or has to be recovered first: claiming tells
+        swap = {"the_uuid": uuid, "the_holder": holder, "the_run": run}
+        if connection.execute(statements.PREEMPT_CLAIM, swap).rowcount:
+            self._settle_preempted(connection, holder, uuid, f"run {run} has pre-empted it", on_their_way=False)
+
+    def _settle_preempted(self, connection: Connection, run: str, uuid: str, why: str, *, on_their_way: bool) -> None:
+        for row in connection.execute(statements.STEPS_ON, {"the_run": run, "the_uuid": uuid}).all():
+            state = StepState(row.state)
+            if state == StepState.PENDING:
+                to = StepState.SKIPPED
+            elif state in UNDOABLE and (on_their_way or state not in _ON_THEIR_WAY):
+                to = StepState.UNDONE
+            else:
+                continue
+            check_step(state, to)
+            self._update_step(connection, run, row.id, {"state": to})
+            self._note(connection, run, row.id, state, to, why)
+
+    def _give_up_preempted(self, connection: Connection, run: str) -> None:
+        """End the steps of a dead run on instances that it does not own any more: it was pre-empted before it died."""
+        own = {row.uuid for row in connection.execute(statements.CLAIMS_OF, {"the_run": run})}
+        lost = {row.uuid for row in connection.execute(statements.STEPS, {"the_run": run})} - own
+        for uuid in sorted(lost):
+            self._settle_preempted(connection, run, uuid, "it was pre-empted", on_their_way=True)
+
+    def yields(self, run: str, step: str) -> str | None:
+        """End a step of one's own on an instance that another run has pre-empted, and return that run.
+
+        None, and nothing changes, when nobody has. Raises LostClaim when the run is not one's own any more.
+        """
+        with self._database.writing() as connection:
+            self._my_run(connection, run)
+            row = connection.execute(statements.STEP, {"the_run": run, "the_step": step}).one()
+            holders = [claim.run for claim in connection.execute(statements.CLAIMS_ON, {"the_uuids": [row.uuid]})]
+            if run in holders:
+                return None
+            by = holders[0] if holders else "another run"
+            why = f"it is pre-empted by {by if not holders else f'run {by}'}: not touched any more"
+            self._settle_preempted(connection, run, row.uuid, why, on_their_way=True)
+            return by
+
+    def at_work(self, run: str, uuid: str) -> bool:
+        """Whether a run that lives has a step on its way on the instance, whoever owns that by now."""
+        with self._database.reading() as connection:
+            row = self._run_row(connection, run)
+            if row.state in ENDED or row.lease_until <= self._clock():
+                return False
+            found = connection.execute(statements.STEPS_ON, {"the_run": run, "the_uuid": uuid})
+            return any(StepState(step.state) in _ON_THEIR_WAY for step in found)
+
     # Whose a run is
 
     def _ownership(self) -> dict[str, Any]:
@@ -312,7 +375,7 @@ class Journal:
         row: Row[*tuple[Any, ...]] = connection.execute(statements.LOCKED_STEP, which).one()
         if row.token != self._token:
             raise _lost(f"cannot go on with {step}", self._run_row(connection, run))
-        if touching and row.holder is None:
+        if touching and connection.execute(statements.HOLDER, {"the_uuid": row.uuid}).scalar() != run:
             raise LostClaim(
                 f"cannot go on with {step}: this run does not own {row.instance} any more",
                 resolution=f"'planvirt show {run}' tells what it did before",
@@ -332,7 +395,10 @@ class Journal:
                 f"cannot {what} run {row.id}: it has ended as {row.state.replace('_', ' ')}",
                 resolution="'planvirt destroy' removes what a plan made",
             )
-        later = connection.execute(statements.LATER_RUNS, {"the_run": row.id}).scalars().first()
+        # A run that has not ended owns its instances, except those of which it was pre-empted: these it lets alone.
+        which = statements.LATER_RUNS_ANYWHERE if what == "resume" else statements.LATER_RUNS
+        owns = what != "resume" and row.state not in ENDED
+        later = None if owns else connection.execute(which, {"the_run": row.id}).scalars().first()
         if later is not None and row.state != RunState.PENDING:
             raise NotRecoverable(
                 f"cannot {what} run {row.id}: run {later} has worked on its instances since",
@@ -387,6 +453,9 @@ class Journal:
             },
         )
 
+
+# A step in one of these is being carried out, or its process died while it was.
+_ON_THEIR_WAY = frozenset({StepState.DOING, StepState.UNDOING})
 
 _NOBODYS = {"token": "", "lease_until": 0.0}
 

@@ -1,8 +1,9 @@
 """The journal's SQL. Statements are built once and given their values when they are executed: building costs more."""
 
 from importlib import import_module
+from typing import Any
 
-from sqlalchemy import BindParameter, and_, bindparam, delete, insert, select, update
+from sqlalchemy import BindParameter, Select, and_, bindparam, delete, insert, select, update
 from sqlalchemy.sql import Executable
 
 from planvirt.journal.tables import claims, runs, steps, transitions
@@ -23,18 +24,26 @@ LATEST_RUNS = select(runs).order_by(runs.c.created.desc(), runs.c.id.desc()).lim
 OPEN_RUNS = select(runs).where(runs.c.state.not_in(sorted(ENDED))).order_by(runs.c.created, runs.c.id)
 UPDATE_RUN = update(runs).where(runs.c.id == _RUN)
 UPDATE_MY_RUN = update(runs).where(_MINE)
-LATER_RUNS = (
-    select(runs.c.id)
-    .join(steps, steps.c.run == runs.c.id)
-    .where(
-        runs.c.id != _RUN,
-        runs.c.created > select(runs.c.created).where(runs.c.id == _RUN).scalar_subquery(),
-        steps.c.uuid.in_(select(steps.c.uuid).where(_UNDOABLE)),
-        steps.c.state.in_((StepState.DONE, StepState.COMMITTED, StepState.DOING, StepState.FAILED)),
+
+
+def _later_runs(on: Select[Any]) -> Select[Any]:
+    """Runs that began later and did something on these instances."""
+    return (
+        select(runs.c.id)
+        .join(steps, steps.c.run == runs.c.id)
+        .where(
+            runs.c.id != _RUN,
+            runs.c.created > select(runs.c.created).where(runs.c.id == _RUN).scalar_subquery(),
+            steps.c.uuid.in_(on),
+            steps.c.state.in_((StepState.DONE, StepState.COMMITTED, StepState.DOING, StepState.FAILED)),
+        )
+        .group_by(runs.c.id, runs.c.created)
+        .order_by(runs.c.created)
     )
-    .group_by(runs.c.id, runs.c.created)
-    .order_by(runs.c.created)
-)
+
+
+LATER_RUNS = _later_runs(select(steps.c.uuid).where(_UNDOABLE))  # where there is something to undo
+LATER_RUNS_ANYWHERE = _later_runs(select(steps.c.uuid).where(steps.c.run == _RUN))
 
 # Steps
 
@@ -42,22 +51,22 @@ INSERT_STEP = insert(steps)
 STEP = select(steps).where(steps.c.run == _RUN, steps.c.id == _STEP)
 STEPS = select(steps).where(steps.c.run == _RUN).order_by(steps.c.position)
 UNDOABLE_STEPS = select(steps).where(_UNDOABLE)
+STEPS_ON = select(steps).where(steps.c.run == _RUN, steps.c.uuid == bindparam("the_uuid")).order_by(steps.c.position)
 UPDATE_STEP = update(steps).where(steps.c.run == _RUN, steps.c.id == _STEP)
-# A step with what tells whether it may be written to: who owns its run, and which run owns its instance. Both rows are
-# locked, so that a take-over comes wholly before or wholly after.
+# A step with what tells whether it may be written to: who owns its run. Both rows are locked, so that a take-over or a
+# pre-emption comes wholly before or wholly after; who owns the instance is asked when they are.
 LOCKED_STEP = (
     select(
         steps.c.state,
         steps.c.attempts,
         steps.c.started,
         steps.c.undo,
+        steps.c.uuid,
         steps.c.instance,
         runs.c.token,
         runs.c.owner,
-        claims.c.run.label("holder"),
     )
     .join(runs, runs.c.id == steps.c.run)
-    .outerjoin(claims, and_(claims.c.uuid == steps.c.uuid, claims.c.run == steps.c.run))
     .where(steps.c.run == _RUN, steps.c.id == _STEP)
     .with_for_update(of=[steps, runs])
 )
@@ -73,6 +82,13 @@ CLAIMS = select(
     claims.c.uuid, claims.c.instance, claims.c.host, claims.c.run, runs.c.plan, runs.c.state, runs.c.lease_until
 ).join(runs, claims.c.run == runs.c.id)
 CLAIMS_ON = CLAIMS.where(claims.c.uuid.in_(bindparam("the_uuids", expanding=True)))
+HOLDER = select(claims.c.run).where(claims.c.uuid == bindparam("the_uuid"))
+CLAIMS_OF = select(claims.c.uuid).where(claims.c.run == _RUN)
+PREEMPT_CLAIM = (
+    update(claims)
+    .where(claims.c.uuid == bindparam("the_uuid"), claims.c.run == bindparam("the_holder"))
+    .values(run=bindparam("the_run"))
+)
 DELETE_CLAIMS = delete(claims).where(claims.c.run == _RUN)
 DELETE_UNDONE_CLAIMS = DELETE_CLAIMS.where(claims.c.uuid.not_in(select(steps.c.uuid).where(_UNDOABLE)))
 

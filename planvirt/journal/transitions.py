@@ -79,6 +79,10 @@ STEP_TRANSITIONS = frozenset(
         (StepState.UNDO_FAILED, StepState.UNDOING),  # another attempt, now or in a later rollback
         (StepState.UNDOING, StepState.UNDOING),  # the runner died while undoing it
         (StepState.DONE, StepState.COMMITTED),  # its deferred deletion is carried out
+        (StepState.DOING, StepState.UNDONE),  # pre-empted: it stopped half-way, the rest is the other run's
+        (StepState.DONE, StepState.UNDONE),  # pre-empted: what it did is the other run's now
+        (StepState.FAILED, StepState.UNDONE),  # pre-empted
+        (StepState.UNDO_FAILED, StepState.UNDONE),  # pre-empted
     }
 )
 

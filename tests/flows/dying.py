@@ -26,6 +26,9 @@ from planvirt.journal.transitions import RunState, StepState
 from planvirt.load import load_plan
 
 
+_NOBODY: Mapping[str, str] = {}
+
+
 class Dying(Journal):
     """Its process is killed at its n-th write: just before it, or just after."""
 
@@ -41,8 +44,8 @@ class Dying(Journal):
             os.kill(os.getpid(), signal.SIGKILL)
         return result
 
-    def begin(self, run: RunRecord, steps: Sequence[StepRecord]) -> None:
-        self._word(lambda: Journal.begin(self, run, steps))
+    def begin(self, run: RunRecord, steps: Sequence[StepRecord], preempts: Mapping[str, str] = _NOBODY) -> None:
+        self._word(lambda: Journal.begin(self, run, steps, preempts))
 
     def move_run(self, run: str, to: RunState, why: str, **changes: Any) -> None:
         self._word(lambda: Journal.move_run(self, run, to, why, **changes))

@@ -7,6 +7,7 @@ from drivers.simulated import SimulatedCompute
 from flows.call import RunFacts
 from flows.context import RunContext, timestamp
 from flows.executor import ThreadExecutor
+from flows.preemption import preemptions
 from flows.prepare import Prepared, prepare_destroy, prepare_run
 from flows.preview import Preview, check
 from flows.records import step_records
@@ -94,6 +95,7 @@ class Yard:
         self.journal.begin(
             RunRecord(run, prepared.kind, plan.name, "", "", "", None, {}, plan.on_failure.value),
             step_records(plan.name, steps),
+            preemptions(plan.name, steps),
         )
         with World(self.config) as world:
             facts = RunFacts(run, plan.name, "", timestamp(time.time()), plan.images)
