@@ -13,9 +13,10 @@ from typing import Any, Literal
 import libvirt
 
 from drivers.errors import DriverError
-from drivers.libvirt.domain_xml import TEMPLATES, parse
+from drivers.libvirt.domain_xml import parse
 from drivers.libvirt.faults import translated
 from drivers.libvirt.pool import Pool
+from drivers.libvirt.rendering import TEMPLATES
 from drivers.libvirt.streams import writing
 from drivers.libvirt.volume_xml import volume_xml
 from planvirt.errors import Conflict

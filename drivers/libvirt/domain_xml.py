@@ -1,7 +1,8 @@
 """What a domain's XML says: who made it, what was promised of its end and written down since, and its hardware."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 from xml.etree import ElementTree as ET
 
@@ -62,14 +63,19 @@ def read_mark(root: ET.Element) -> Mark | None:
     return Mark(**words) if words["plan"] and words["instance"] else None
 
 
-def mark_xml(root: ET.Element, spec: str) -> str:
-    """The mark of a domain with another spec, as libvirt wants metadata: it adds the namespace itself."""
+def mark_xml(root: ET.Element, *, spec: str | None = None, keep: Sequence[str] | None = None) -> str:
+    """The mark of a domain with another spec or other kept disks, as libvirt wants metadata: without the namespace."""
     node = _mark_node(root)
     plain = ET.Element("mark")
-    if node is not None:
-        plain.attrib.update({**node.attrib, "spec": spec})
-        for child in node:
-            ET.SubElement(plain, child.tag.rpartition("}")[2], child.attrib)
+    for child in () if node is None else node:
+        tag = child.tag.rpartition("}")[2]
+        if tag != "keep":
+            ET.SubElement(plain, tag, child.attrib)
+    for disk in read_keep(root) if keep is None else keep:
+        ET.SubElement(plain, "keep", {"disk": disk})
+    plain.attrib.update({} if node is None else node.attrib)
+    if spec is not None:
+        plain.set("spec", spec)
     return ET.tostring(plain, encoding="unicode")
 
 
@@ -114,22 +120,51 @@ def _bytes(node: ET.Element | None) -> int:
     return 0 if node is None else int(node.text or 0) * _UNITS[node.get("unit", "KiB")]
 
 
+def _disk_nodes(root: ET.Element) -> Iterator[ET.Element]:
+    for node in root.iterfind("devices/disk[source][target]"):
+        if node.get("device", "disk") == "disk" and _of(node, "source", "file"):
+            yield node
+
+
+def _of(node: ET.Element, child: str, attribute: str) -> str:
+    found = node.find(child)
+    return "" if found is None else found.get(attribute, "")
+
+
+def read_disk(node: ET.Element) -> DiskXml:
+    """What a disk's part of the XML says."""
+    return DiskXml(
+        path=_of(node, "source", "file"),
+        format=_of(node, "driver", "type") or "raw",
+        bus=_of(node, "target", "bus"),
+        target=_of(node, "target", "dev"),
+    )
+
+
 def read_disks(root: ET.Element) -> Sequence[DiskXml]:
     """The disks of a domain that are files, in the domain's order."""
-    disks = []
-    for node in root.iterfind("devices/disk"):
-        source, target, driver = node.find("source"), node.find("target"), node.find("driver")
-        if node.get("device", "disk") != "disk" or source is None or target is None or not source.get("file"):
-            continue
-        disks.append(
-            DiskXml(
-                path=source.get("file", ""),
-                format="raw" if driver is None else driver.get("type", "raw"),
-                bus=target.get("bus", ""),
-                target=target.get("dev", ""),
-            )
-        )
-    return disks
+    return [read_disk(node) for node in _disk_nodes(root)]
+
+
+def find_disk(root: ET.Element, volume: str) -> ET.Element | None:
+    """The domain's disk whose file is the volume."""
+    return next((node for node in _disk_nodes(root) if Path(_of(node, "source", "file")).name == volume), None)
+
+
+def disk_targets(root: ET.Element) -> list[str]:
+    """The names that the guest has for its disks, whatever they are."""
+    return [node.get("dev", "") for node in root.iterfind("devices/disk/target")]
+
+
+def find_scsi_controller(root: ET.Element) -> ET.Element | None:
+    """What the domain's SCSI disks are attached to."""
+    return root.find("devices/controller[@type='scsi']")
+
+
+def find_nic(root: ET.Element, mac: str) -> ET.Element | None:
+    """The domain's network interface with that hardware address."""
+    nodes = root.iterfind("devices/interface")
+    return next((node for node in nodes if _of(node, "mac", "address").lower() == mac.lower()), None)
 
 
 def read_nics(root: ET.Element) -> Sequence[Nic]:
@@ -137,14 +172,7 @@ def read_nics(root: ET.Element) -> Sequence[Nic]:
     nics = []
     for node in root.iterfind("devices/interface"):
         kind = _NIC_KINDS.get(node.get("type", ""))
-        source, mac, model = node.find("source"), node.find("mac"), node.find("model")
         if kind is not None:
-            nics.append(
-                Nic(
-                    kind=kind,
-                    source="" if source is None else source.get(kind, ""),
-                    mac=None if mac is None else mac.get("address"),
-                    model="" if model is None else model.get("type", ""),
-                )
-            )
+            source, mac, model = _of(node, "source", kind), _of(node, "mac", "address"), _of(node, "model", "type")
+            nics.append(Nic(kind=kind, source=source, mac=mac or None, model=model))
     return nics

@@ -1,5 +1,6 @@
 """What is written down about an instance, in its domain's metadata, for whoever decides what may be done to it."""
 
+from collections.abc import Sequence
 from xml.etree import ElementTree as ET
 
 import libvirt
@@ -12,7 +13,7 @@ from planvirt.states import Note
 
 
 def write(connection: Connection, name: str, note: Note, text: str | None) -> None:
-    """Write a note, or strike it out, in the lasting definition: what a guest was started from is gone when it stops."""
+    """Write a note, or strike it out, in the lasting definition: what a guest runs from is gone when it stops."""
     element = None
     if text is not None:
         node = ET.Element("note")
@@ -31,11 +32,20 @@ def write(connection: Connection, name: str, note: Note, text: str | None) -> No
 
 def set_spec(connection: Connection, name: str, spec: str) -> None:
     """Write another spec into the mark."""
+    _set_mark(connection, name, spec=spec)
+
+
+def set_keep(connection: Connection, name: str, keep: Sequence[str]) -> None:
+    """Write the names of other kept disks into the mark."""
+    _set_mark(connection, name, keep=keep)
+
+
+def _set_mark(connection: Connection, name: str, *, spec: str | None = None, keep: Sequence[str] | None = None) -> None:
     domain = instances.require_ours(connection, name)
     with translated(f"change the mark of {name}"):
         domain.setMetadata(
             libvirt.VIR_DOMAIN_METADATA_ELEMENT,
-            mark_xml(parse(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)), spec),
+            mark_xml(parse(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)), spec=spec, keep=keep),
             "planvirt",
             MARK_NAMESPACE,
             libvirt.VIR_DOMAIN_AFFECT_CONFIG,

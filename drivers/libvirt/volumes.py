@@ -19,7 +19,7 @@ from planvirt.deadline import Deadline
 from planvirt.errors import Conflict
 from planvirt.mark import is_cached, read_volume_name
 
-_BLOCK = 4096  # bytes
+BLOCK = 4096  # bytes that storage rounds sizes up to
 
 
 def is_ours(name: str) -> bool:
@@ -149,7 +149,7 @@ def _same(facts: VolumeFacts, *, size: int, format: str, base: str | None) -> Vo
     """A volume that was there already, if it is what is asked for; its name says that it is ours."""
     overlay_of = base if format == "qcow2" else None
     # Storage rounds a size up to its blocks, so what comes out may be a little larger than what was asked for.
-    if not 0 <= facts.capacity - size < _BLOCK or facts.base != overlay_of:
+    if not 0 <= facts.capacity - size < BLOCK or facts.base != overlay_of:
         raise Conflict(
             f"cannot create the volume {facts.name}: it exists and is another one",
             details=f"it has {facts.capacity} bytes on {facts.base or 'no base'}, "

@@ -7,9 +7,20 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from drivers.compute import AttachedDisk, Domain
-from drivers.libvirt.domain_xml import parse, read_disks, read_keep, read_mark, read_protect, render, stable_mac
-from planvirt.mark import Mark
+from drivers.compute import AttachedDisk, Domain, Sizes
+from drivers.libvirt.domain_xml import (
+    find_disk,
+    find_nic,
+    parse,
+    read_disks,
+    read_keep,
+    read_mark,
+    read_nics,
+    read_protect,
+    read_sizes,
+)
+from drivers.libvirt.rendering import next_target, nic_xml, render
+from planvirt.mark import Mark, nic_mac
 from planvirt.plan import Nic
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -20,12 +31,12 @@ HOSTILE = "x'/><disk type='file'>\"&amp;{{ 7*7 }}]]>"
 def domain(
     *, mark: Mark | None = None, disks: tuple[AttachedDisk, ...] = (AttachedDisk("boot"),), nics: tuple[Nic, ...] = (),
     kernel: str | None = None, initrd: str | None = None, cmdline: str = "", labels: dict[str, str] | None = None,
-    keep: tuple[str, ...] = (), protect: bool = False,
+    keep: tuple[str, ...] = (), protect: bool = False, max_vcpus: int = 0, max_memory: int = 0,
 ) -> Domain:  # fmt: skip
     mark = mark or Mark("shop", "web-1", "20240101-abc", "5bec" * 16, "c0ffee")
     return Domain(
         mark.instance, UUID, 2, 512 << 20, mark, disks, nics, kernel, initrd, cmdline, labels or {},
-        keep, protect,
+        keep, protect, max_vcpus, max_memory,
     )  # fmt: skip
 
 
@@ -53,6 +64,8 @@ CASES: dict[str, tuple[Literal["kvm", "qemu", "test"], Domain]] = {
             labels={"tier": "web", "owner": "ops"},
             keep=("data", "many"),
             protect=True,
+            max_vcpus=4,
+            max_memory=1 << 30,
         ),
     ),
     "hostile": (
@@ -114,10 +127,53 @@ def test_mark_and_disks_come_back_out() -> None:
     ]
 
 
+def test_sizes_and_network_interfaces_come_back_out() -> None:
+    everything, smallest = parse(rendered("everything")), parse(rendered("smallest-kvm"))
+    assert read_sizes(everything) == Sizes(2, 512 << 20, 4, 1 << 30)
+    assert read_sizes(smallest) == Sizes(2, 512 << 20, 2, 512 << 20)
+    assert read_nics(everything) == [
+        Nic("network", "default", nic_mac(UUID, 0)),
+        Nic("bridge", "br0", "52:54:00:00:00:01"),
+        Nic("user", "", nic_mac(UUID, 2), "e1000e"),
+    ]
+    assert read_nics(smallest) == []
+
+
+def test_a_device_is_found_by_what_tells_it_apart() -> None:
+    root = parse(rendered("everything"))
+    found = find_disk(root, "slow")
+    assert found is not None and [node.get("dev") for node in found.iterfind("target")] == ["sda"]
+    assert find_disk(root, "low") is None
+    bridge = find_nic(root, "52:54:00:00:00:01")
+    assert bridge is not None and bridge.get("type") == "bridge"
+    assert find_nic(root, "52:54:00:00:00:02") is None
+
+
+def test_a_network_interface_of_its_own_is_as_in_a_domain() -> None:
+    nic = Nic("bridge", "br0", mac="52:54:00:00:00:01")
+    assert nic_xml(nic) in rendered("everything")
+
+
 @pytest.mark.parametrize("xml", ["<domain/>", "<domain><metadata><other xmlns='urn:other'/></metadata></domain>"])
 def test_no_mark(xml: str) -> None:
     root = parse(xml)
     assert (read_mark(root), read_keep(root), read_protect(root)) == (None, (), False)
+
+
+@pytest.mark.parametrize(
+    ("bus", "taken", "target"),
+    [
+        ("virtio", [], "vda"),
+        ("virtio", ["vda", "vdc", "sdf"], "vdd"),
+        ("scsi", ["vda"], "sda"),
+        ("usb", ["sda", "sdb"], "sdc"),
+        ("virtio", ["vdz"], "vdaa"),
+        ("virtio", ["vdzz", "vda"], "vdaaa"),
+        ("virtio", ["vda1"], "vda"),
+    ],
+)
+def test_another_disk_comes_behind_the_others(bus: str, taken: list[str], target: str) -> None:
+    assert next_target(bus, taken) == target
 
 
 def test_the_disks_after_z() -> None:
@@ -125,8 +181,3 @@ def test_the_disks_after_z() -> None:
     xml = render(wanted, type="qemu", paths={"boot": "/b"}, console="/c")
     targets = [disk.target for disk in read_disks(parse(xml))]
     assert targets[25:] == ["vdz", "vdaa", "vdab"]
-
-
-def test_a_mac_stays_the_same_and_differs_by_card() -> None:
-    assert stable_mac(UUID, 0) == stable_mac(UUID, 0) != stable_mac(UUID, 1)
-    assert stable_mac(UUID, 0).startswith("52:54:00:")
