@@ -144,9 +144,13 @@ class Journal:
 
     def dead(self) -> tuple[RunRecord, ...]:
         """The runs that have not ended and that nobody works on any more, oldest first."""
+        return tuple(run for run, left in self.open() if left == 0.0)
+
+    def open(self) -> tuple[tuple[RunRecord, float], ...]:
+        """The runs that have not ended, oldest first, and for how many seconds each still counts as alive."""
         with self._database.reading() as connection:
             rows = connection.execute(statements.OPEN_RUNS).all()
-        return tuple(_run(row) for row in rows if row.lease_until <= self._clock())
+        return tuple((_run(row), max(0.0, row.lease_until - self._clock())) for row in rows)
 
     def let_go(self, run: str) -> None:
         """Give up a run that has not ended, so that it can be taken over at once. It keeps its claims.
