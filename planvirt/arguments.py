@@ -94,7 +94,7 @@ def _words(key: str, value: Any) -> list[Any]:
     """A command: a program and its arguments."""
     if not isinstance(value, list | tuple):
         raise UnitError(f"{key} must be a list: a program and its arguments", "no shell reads it")
-    return [item if isinstance(item, Deferred) else _text(key, item) for item in value]
+    return [item if isinstance(item, Deferred) else _text(key, item) for item in value if item is not None]
 
 
 def _codes(key: str, value: Any) -> list[Any]:

@@ -68,7 +68,7 @@ def checked_image(value: str | Deferred, at: str, build: Build) -> str | Deferre
         return str(value)
     if value.startswith(("/", "./", "../")):
         hint = "give the path as the 'source' of an entry of 'images', and name that here"
-        build.problems.add(at, "an instance's image is a name, not a path", hint)
+        build.problems.add(at, "an image is named here, not its path", hint)
     else:
         hint = did_you_mean(value, build.names.images) or "add it to 'images', or write STORE/IMAGE"
         build.problems.add(at, f"unknown image '{value}'", hint)

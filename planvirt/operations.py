@@ -17,6 +17,8 @@ from planvirt.units import UnitError
 # What is about a disk that the instance declares, the first one unless it is named.
 _ON_DISKS = frozenset({"snapshot", "restore", "rebuild", "shelve"})
 
+_DECLARATIONS = ("/instances/", "/profiles/")
+
 _IMAGE_NAME = "{{ instance.name }}-{{ run.date }}"
 
 
@@ -185,7 +187,7 @@ def _check_instances(operation: Operation, section: Section, instances: Mapping[
 
 
 def _broken_disks(section: Section) -> bool:
-    return any("/disks" in pointer for pointer in section.problems.broken)
+    return any("/disks" in pointer and pointer.startswith(_DECLARATIONS) for pointer in section.problems.broken)
 
 
 def _attached(build: Build) -> list[str]:
