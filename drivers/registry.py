@@ -10,6 +10,9 @@ from drivers.compute import Compute
 from drivers.image_store import ImageStore
 from planvirt.config import HostConfig, StoreConfig
 from planvirt.errors import ConfigError
+from planvirt.secret import Secret
+
+Secrets = Mapping[str, Secret]  # the operator's, by name; each is read when it is asked for
 
 ENTRY_POINTS = "planvirt.drivers"  # other packages' drivers: NAME for a compute driver, store.NAME for an image store
 
@@ -26,14 +29,14 @@ def _simulated(config: HostConfig, home: Path) -> Compute:
     return SimulatedCompute.in_file(config.name, config.path or home / f"simulated-{config.name}.json")
 
 
-def _directory(config: StoreConfig, home: Path) -> ImageStore:
+def _directory(config: StoreConfig, home: Path, _: Secrets) -> ImageStore:
     from drivers.directory import DirectoryStore
 
     return DirectoryStore(config.name, config.path or home / "stores" / config.name)
 
 
 COMPUTE: dict[str, Callable[[HostConfig, Path], Compute]] = {"libvirt": _libvirt, "simulated": _simulated}
-STORES: dict[str, Callable[[StoreConfig, Path], ImageStore]] = {"directory": _directory}
+STORES: dict[str, Callable[[StoreConfig, Path, Secrets], ImageStore]] = {"directory": _directory}
 
 
 def open_compute(config: HostConfig, home: Path) -> Compute:
@@ -45,12 +48,12 @@ def open_compute(config: HostConfig, home: Path) -> Compute:
     return driver
 
 
-def open_store(config: StoreConfig, home: Path) -> ImageStore:
-    """The driver of an image store. It touches nothing until it is first used."""
+def open_store(config: StoreConfig, home: Path, secrets: Secrets) -> ImageStore:
+    """The driver of an image store. It touches nothing, not even its secrets, until it is first used."""
     factory = STORES.get(config.driver) or _strangers("store.").get(config.driver)
     if factory is None:
         raise _unknown("store", config.name, config.driver, [*STORES, *_strangers("store.")])
-    driver: ImageStore = _called(factory, config, home)
+    driver: ImageStore = _called(factory, config, home, secrets)
     return driver
 
 
@@ -64,7 +67,7 @@ def _strangers(prefix: str) -> Mapping[str, EntryPoint]:
     return found
 
 
-def _called(factory: Any, config: HostConfig | StoreConfig, home: Path) -> Any:
+def _called(factory: Any, config: HostConfig | StoreConfig, *rest: object) -> Any:
     if isinstance(factory, EntryPoint):
         try:
             factory = factory.load()
@@ -74,7 +77,7 @@ def _called(factory: Any, config: HostConfig | StoreConfig, home: Path) -> Any:
                 details=str(error),
                 resolution="reinstall the package that brings it",
             ) from error
-    return factory(config, home)
+    return factory(config, *rest)
 
 
 def _unknown(kind: str, name: str, driver: str, known: list[str]) -> ConfigError:

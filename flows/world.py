@@ -1,8 +1,9 @@
 """The hosts and stores of the configuration, each opened once, when it is first asked for."""
 
+import os
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -10,8 +11,10 @@ from typing import Self
 from drivers.compute import Compute, LocalImage
 from drivers.image_store import ImageStore
 from drivers.registry import open_compute, open_store
+from flows.secret_sources import ConfiguredSecrets
 from planvirt.config import Config
 from planvirt.errors import ConfigError
+from planvirt.secret import Redactor, Secret
 
 
 def connects(address: str, port: int) -> bool:
@@ -29,9 +32,16 @@ class World:
     `answers` tells whether a guest's port does: a guest that exists only on paper cannot be asked.
     """
 
-    def __init__(self, config: Config, *, answers: Callable[[str, int], bool] = connects) -> None:
+    def __init__(
+        self,
+        config: Config,
+        *,
+        answers: Callable[[str, int], bool] = connects,
+        secrets: Mapping[str, Secret] | None = None,
+    ) -> None:
         self.config = config
         self.answers = answers
+        self._secrets = ConfiguredSecrets(config, os.environ, Redactor()) if secrets is None else secrets
         self._lock = threading.Lock()
         self._hosts: dict[str, Compute] = {}
         self._stores: dict[str, ImageStore] = {}
@@ -70,7 +80,7 @@ class World:
                         f"cannot find image store {name}: the configuration has none of that name",
                         resolution=f"add [stores.{name}] to planvirt.toml",
                     )
-                self._stores[name] = open_store(self.config.stores[name], self.config.home)
+                self._stores[name] = open_store(self.config.stores[name], self.config.home, self._secrets)
             return self._stores[name]
 
     def checked_image(self, reference: str, check: Callable[[], LocalImage]) -> LocalImage:

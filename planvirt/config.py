@@ -31,11 +31,15 @@ class HostConfig:
 
 @dataclass(frozen=True, slots=True)
 class StoreConfig:
-    """An image store. `path` is the folder of a directory store."""
+    """An image store. `path` is the folder of a directory store, `settings` what other drivers read.
+
+    A setting whose name ends in `_secret` names an entry of `secrets`.
+    """
 
     name: str
     driver: str = "directory"
     path: Path | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,9 +164,10 @@ def _problems(data: Mapping[str, Any], text: str) -> tuple[Problem, ...]:
 
 
 def _references(data: Mapping[str, Any], text: str) -> Iterator[Problem]:
-    """The default host and store must be among those that are configured."""
+    """The default host and store, and the secrets of stores, must be among those that are configured."""
     from planvirt.problems import did_you_mean
 
+    yield from _store_secrets(data, text)
     plans = data.get("plans")
     for key, tables in (("default_host", "hosts"), ("default_store", "stores")):
         wanted = plans.get(key) if isinstance(plans, dict) else None
@@ -171,6 +176,21 @@ def _references(data: Mapping[str, Any], text: str) -> Iterator[Problem]:
             pointer = f"/plans/{key}"
             hint = did_you_mean(wanted, known)
             yield Problem(*_place(pointer, text), pointer, f"{key} names '{wanted}', which is not in [{tables}]", hint)
+
+
+def _store_secrets(data: Mapping[str, Any], text: str) -> Iterator[Problem]:
+    from planvirt.problems import did_you_mean
+
+    known = data.get("secrets", {})
+    stores = data.get("stores")
+    for name, store in stores.items() if isinstance(stores, dict) else ():
+        for key, secret in store.items() if isinstance(store, dict) else ():
+            if key.endswith("_secret") and isinstance(secret, str) and secret not in known:
+                pointer = f"/stores/{name}/{key}"
+                hint = did_you_mean(secret, known) or f"add a table [secrets.{secret}]"
+                yield Problem(
+                    *_place(pointer, text), pointer, f"{key} names '{secret}', which is not in [secrets]", hint
+                )
 
 
 def _place(pointer: str, text: str) -> tuple[int, int]:
@@ -239,10 +259,11 @@ def _host(name: str, table: Mapping[str, Any], folder: Path) -> HostConfig:
 
 def _store(name: str, table: Mapping[str, Any], folder: Path, home: Path) -> StoreConfig:
     driver = table.get("driver", "directory")
+    settings = {key: value for key, value in table.items() if key not in ("driver", "path")}
     if "path" in table:
-        return StoreConfig(name, driver, _path(folder, table["path"]))
+        return StoreConfig(name, driver, _path(folder, table["path"]), settings)
     own = home / "images" if name == "local" else home / "stores" / name
-    return StoreConfig(name, driver, own if driver == "directory" else None)
+    return StoreConfig(name, driver, own if driver == "directory" else None, settings)
 
 
 def _secret(name: str, table: Mapping[str, Any], folder: Path) -> SecretConfig:

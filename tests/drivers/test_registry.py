@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 
 def test_every_name_opens_its_driver(tmp_path: Path) -> None:
     hosts = {name: type(open_compute(HostConfig("h", driver=name), tmp_path)) for name in COMPUTE}
-    stores = {name: type(open_store(StoreConfig("s", driver=name), tmp_path)) for name in STORES}
+    stores = {name: type(open_store(StoreConfig("s", driver=name), tmp_path, {})) for name in STORES}
     assert hosts == {"libvirt": LibvirtCompute, "simulated": SimulatedCompute}
     assert stores == {"directory": DirectoryStore}
 
@@ -29,15 +29,15 @@ def test_opening_touches_nothing(tmp_path: Path) -> None:
     for name in COMPUTE:
         assert open_compute(HostConfig("h", driver=name), tmp_path).host == "h"
     for name in STORES:
-        assert open_store(StoreConfig("s", driver=name), tmp_path).name == "s"
+        assert open_store(StoreConfig("s", driver=name), tmp_path, {}).name == "s"
     assert list(tmp_path.iterdir()) == []
 
 
 def test_data_lies_under_home_unless_the_configuration_says_otherwise(tmp_path: Path) -> None:
     open_compute(HostConfig("h", driver="simulated"), tmp_path / "home").facts()
     open_compute(HostConfig("h", driver="simulated", path=tmp_path / "world.json"), tmp_path / "home").facts()
-    open_store(StoreConfig("s"), tmp_path / "home").check()
-    open_store(StoreConfig("s", path=tmp_path / "images"), tmp_path / "home").check()
+    open_store(StoreConfig("s"), tmp_path / "home", {}).check()
+    open_store(StoreConfig("s", path=tmp_path / "images"), tmp_path / "home", {}).check()
     for made in ("home/simulated-h.json", "world.json", "home/stores/s/images", "images/images"):
         assert (tmp_path / made).exists()
 
@@ -52,7 +52,7 @@ def test_an_unknown_compute_driver_is_told_what_was_meant(tmp_path: Path, driver
 
 def test_an_unknown_store_driver_is_told_what_there_is(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
-        open_store(StoreConfig("attic", driver="xyz"), tmp_path)
+        open_store(StoreConfig("attic", driver="xyz"), tmp_path, {})
     assert "attic" in caught.value.brief
     assert "did you mean" not in caught.value.resolution and "directory" in caught.value.resolution
 
@@ -81,7 +81,7 @@ def stranger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         "from drivers.directory import DirectoryStore\n"
         "from drivers.simulated import SimulatedCompute\n"
         "def compute(config, home): return SimulatedCompute.in_memory(f'paper {config.name}')\n"
-        "def store(config, home): return DirectoryStore(f'shelf {config.name}', home)\n"
+        "def store(config, home, secrets): return DirectoryStore(f'shelf {config.name}', home)\n"
         "def usurper(config, home): raise AssertionError\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -93,7 +93,7 @@ def stranger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_a_stranger_brings_drivers(tmp_path: Path) -> None:
     compute: Compute = open_compute(HostConfig("h", driver="paper"), tmp_path)
     assert compute.host == "paper h"
-    assert open_store(StoreConfig("s", driver="shelf"), tmp_path).name == "shelf s"
+    assert open_store(StoreConfig("s", driver="shelf"), tmp_path, {}).name == "shelf s"
 
 
 @pytest.mark.usefixtures("stranger")
@@ -101,7 +101,7 @@ def test_a_strangers_store_is_no_host_and_takes_no_name_of_ours(tmp_path: Path) 
     with pytest.raises(ConfigError):
         open_compute(HostConfig("h", driver="shelf"), tmp_path)
     with pytest.raises(ConfigError) as caught:
-        open_store(StoreConfig("s", driver="paper"), tmp_path)
+        open_store(StoreConfig("s", driver="paper"), tmp_path, {})
     assert "shelf" in caught.value.resolution
     assert isinstance(open_compute(HostConfig("h", driver="simulated"), tmp_path), SimulatedCompute)
 
