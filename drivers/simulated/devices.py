@@ -8,6 +8,7 @@ from drivers.errors import NotFound
 from drivers.simulated.guards import own, require, reserve, users_of, volume_of
 from drivers.simulated.world import Machine, World
 from planvirt.errors import Conflict
+from planvirt.mark import is_cached
 from planvirt.plan import Nic
 from planvirt.states import Note, State
 
@@ -150,7 +151,9 @@ def _place(machine: Machine, name: str, volume: str) -> int:
 
 
 def _free(world: World, name: str, volume: str) -> None:
-    """Raise Conflict when the volume belongs to another instance, or is half-made."""
+    """Raise Conflict when the volume belongs to another instance, is there for others to be built on, or half-made."""
+    if is_cached(volume):
+        raise Conflict(f"cannot give {name} volume {volume}: it is there for others to be built on")
     if volume_of(world, volume).partial:
         raise Conflict(f"cannot give {name} volume {volume}: it is half-made")
     users = users_of(world, volume)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 import libvirt
+import pytest
 
 from drivers.compute import AttachedDisk, Compute, Domain, InstanceFacts, LocalImage
 from drivers.image_file import inspect
@@ -29,7 +30,7 @@ class Host:
     """A host under test.
 
     `lacks` names what it cannot do: "files" (volumes without contents), "guest" (nothing boots), "pause", "suspend",
-    "saved-pause" (a paused guest runs after it was saved).
+    "saved-pause" (a paused guest runs after it was saved), "devices" (nothing comes and goes), "grow" (no disk grows).
     `boot` gives a domain what its guest needs to come up and to say its name on the console.
     """
 
@@ -39,6 +40,7 @@ class Host:
     pause: Callable[[str], None]
     suspend: Callable[[str], None]
     make_deaf: Callable[[str], None] = lambda _: None
+    hold_devices: Callable[[str], None] = lambda _: None  # let a running guest keep its devices for good
     boot: Callable[["Host", str, bool], dict[str, str]] = lambda _host, _name, _deaf: {}
     nics: tuple[Nic, ...] = (Nic("user"),)
     greeting: str = "{name} is up"
@@ -115,6 +117,28 @@ class Host:
         self.compute.close()
 
 
+def cancelled() -> Deadline:
+    deadline = Deadline()
+    deadline.cancel()
+    return deadline
+
+
+def require_state(host: Host, state: State) -> None:
+    if {State.PAUSED: "pause", State.SUSPENDED: "suspend"}.get(state) in host.lacks:
+        pytest.skip(f"this host has no {state} instances")
+
+
+def greeting(host: Host, name: str) -> str:
+    return host.greeting.replace("{name}", name)
+
+
+def wait_for_console(host: Host, name: str) -> str:
+    deadline = host.deadline()
+    while greeting(host, name) not in (text := host.compute.console(name)):
+        deadline.sleep(0.05)
+    return text
+
+
 def image_file(folder: Path, content: bytes, *, format: Literal["qcow2", "raw"], size: int = 4 * MIB) -> LocalImage:
     """An image that begins with the content."""
     raw = folder / f"{uuid.uuid4().hex}.raw"
@@ -162,6 +186,10 @@ def _simulated(compute: SimulatedCompute) -> Host:
         with compute.world() as world:
             world.guests[name] = {"ignores_shutdown": True}
 
+    def hold_devices(name: str) -> None:
+        with compute.world() as world:
+            world.guests[name] = {"keeps_devices": True}
+
     return Host(
         compute=compute,
         add_foreign=add_foreign,
@@ -169,6 +197,7 @@ def _simulated(compute: SimulatedCompute) -> Host:
         pause=lambda name: set_state(name, State.PAUSED),
         suspend=lambda name: set_state(name, State.SUSPENDED),
         make_deaf=make_deaf,
+        hold_devices=hold_devices,
     )
 
 
@@ -244,7 +273,7 @@ def libvirt_test(folder: Path) -> Iterator[Host]:
             pause=door.pause,
             suspend=door.suspend,
             nics=(),
-            lacks=frozenset({"files", "guest", "saved-pause"}),
+            lacks=frozenset({"files", "guest", "saved-pause", "devices", "grow"}),
         )
 
 

@@ -2,7 +2,6 @@
 
 import ipaddress
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -15,28 +14,18 @@ from planvirt.errors import Conflict
 from planvirt.mark import cached_file, cached_image
 from planvirt.states import Note, State
 from planvirt.verbs import ACTIONS
-from tests.drivers.compute_hosts import HOSTS, MIB, Host, content_of, image_file
+from tests.drivers.compute_hosts import (
+    MIB,
+    Host,
+    cancelled,
+    content_of,
+    greeting,
+    image_file,
+    require_state,
+    wait_for_console,
+)
 
 CONTENT = b"planvirt:contract"
-
-
-@pytest.fixture(params=HOSTS)
-def host(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Host]:
-    with HOSTS[request.param](tmp_path) as host:
-        needed = request.node.get_closest_marker("needs")
-        missing = host.lacks & set(needed.args) if needed else set()
-        if missing:
-            pytest.skip(f"this host has no {', '.join(sorted(missing))}")
-        try:
-            yield host
-        finally:
-            host.clean()
-
-
-def cancelled() -> Deadline:
-    deadline = Deadline()
-    deadline.cancel()
-    return deadline
 
 
 def cancelled_on_the_way() -> Deadline:
@@ -245,6 +234,19 @@ def test_an_instance_remembers_what_outlives_it_and_that_it_is_protected(host: H
         assert (facts.keep, facts.protect) == (("data", "log"), True)
 
 
+def test_what_outlives_an_instance_can_change(host: Host) -> None:
+    domain = replace(host.domain(), keep=("data",), protect=True)
+    name = host.compute.define(domain).name
+    host.compute.start(name)
+    for keep in (("data", "log"), ("log",), ("log",), ()):
+        host.compute.set_keep(name, keep)
+        assert host.seen(name).keep == keep
+    host.compute.set_keep(name, ("log",))
+    host.compute.power_off(name)
+    found = host.seen(name)
+    assert (found.keep, found.protect, found.mark) == (("log",), True, domain.mark)
+
+
 def test_defining_an_instance_again_returns_it(host: Host) -> None:
     domain = host.domain()
     host.compute.define(domain)
@@ -322,6 +324,7 @@ def test_foreign_instances_are_never_changed(host: Host) -> None:
         lambda: compute.resume(name, host.deadline()),
         lambda: compute.note(name, Note.LOCKED, ""),
         lambda: compute.note(name, Note.LOCKED, None),
+        lambda: compute.set_keep(name, ("data",)),
     ):
         with pytest.raises(Conflict):
             attempt()
@@ -345,6 +348,7 @@ def test_what_is_absent_is_not_found(host: Host) -> None:
         lambda: compute.resume(name, host.deadline()),
         lambda: compute.note(name, Note.LOCKED, ""),
         lambda: compute.note(name, Note.LOCKED, None),
+        lambda: compute.set_keep(name, ("data",)),
         lambda: compute.addresses(name),
     ):
         with pytest.raises(NotFound):
@@ -382,7 +386,7 @@ def test_what_is_set_aside_comes_back_as_it_was(host: Host) -> None:
     host.compute.set_aside(name, "r7")
     back = host.compute.bring_back(name, "r7")
     assert back == host.compute.bring_back(name, "r7") == host.seen(name)
-    assert back == replace(before, state=State.STOPPED)
+    assert back == replace(before, power=State.STOPPED)
     host.compute.start(name)
     assert host.seen(name).state is State.RUNNING
 
@@ -750,22 +754,3 @@ def test_only_a_disk_of_an_instance_of_ours_is_exported(host: Host) -> None:
         with pytest.raises(error):
             host.compute.export_disk(instance, volume, target, quiesce=False, deadline=host.deadline())
     assert host.all_volumes() == all_before
-
-
-# What the tests lean on
-
-
-def require_state(host: Host, state: State) -> None:
-    if {State.PAUSED: "pause", State.SUSPENDED: "suspend"}.get(state) in host.lacks:
-        pytest.skip(f"this host has no {state} instances")
-
-
-def greeting(host: Host, name: str) -> str:
-    return host.greeting.replace("{name}", name)
-
-
-def wait_for_console(host: Host, name: str) -> str:
-    deadline = host.deadline()
-    while greeting(host, name) not in (text := host.compute.console(name)):
-        deadline.sleep(0.05)
-    return text

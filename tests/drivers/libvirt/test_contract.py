@@ -7,11 +7,12 @@ import pytest
 from tests.drivers.compute_hosts import Host
 from tests.drivers.libvirt_host import Guest, qemu_host
 from tests.drivers.test_compute_contract import *  # noqa: F403 - every test of it, with the fixture `host` from here
+from tests.drivers.test_devices_contract import *  # noqa: F403
 
 pytestmark = pytest.mark.real
 
 
-@pytest.fixture  # type: ignore[no-redef] # takes the place of the imported fixture
+@pytest.fixture
 def host(guest: Guest) -> Iterator[Host]:
     with qemu_host() as qemu:
         compute = qemu.compute
@@ -53,6 +54,7 @@ def host(guest: Guest) -> Iterator[Host]:
             all_volumes=all_volumes,
             pause=pause,
             suspend=suspend,
+            hold_devices=pause,  # a guest that stands still lets nothing go
             boot=boot,
             greeting="planvirt guest up: {name}",
             patience=60.0,
