@@ -6,7 +6,17 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import BinaryIO, Literal
 
-from drivers.compute import Capabilities, Domain, Executed, HostFacts, InstanceFacts, LocalImage, VolumeFacts
+from drivers.compute import (
+    AttachedDisk,
+    Capabilities,
+    Domain,
+    Executed,
+    HostFacts,
+    InstanceFacts,
+    LocalImage,
+    Sizes,
+    VolumeFacts,
+)
 from drivers.errors import Unsupported
 from drivers.libvirt import (
     acceleration,
@@ -14,11 +24,16 @@ from drivers.libvirt import (
     agent,
     console,
     definitions,
+    disks,
+    growing,
     images,
     instances,
+    nics,
     notes,
     power,
     reading,
+    rescue,
+    resizing,
     snapshot,
     standstill,
     volumes,
@@ -29,11 +44,14 @@ from drivers.libvirt.pool import Pool
 from planvirt.config import HostConfig
 from planvirt.deadline import Deadline
 from planvirt.mark import cached_file, cached_image
+from planvirt.plan import Nic
 from planvirt.states import Note, State
 from planvirt.verbs import ACTIONS
 
-# What needs a real hypervisor under libvirt: the test one moves no data.
-_NEED_DATA = frozenset({"snapshot"})
+# What needs a real hypervisor under libvirt: the test one moves no data, and has no devices that come and go.
+_NEED_QEMU = frozenset(
+    {"snapshot", "rescue", "unrescue", "shelve", "unshelve", "attach", "detach", "rebuild", "restore", "exec"}
+)
 
 _DOMAIN_TYPE: dict[str, Literal["kvm", "qemu"]] = {"kvm": "kvm", "tcg": "qemu"}
 
@@ -72,8 +90,13 @@ class LibvirtCompute:
     def capabilities(self) -> Capabilities:
         """What this kind of hypervisor can do."""
         if self._is_test():
-            verbs = frozenset(ACTIONS) - _NEED_DATA
-            return Capabilities(verbs=verbs, image_formats=frozenset(), live_snapshot=False, console=False)
+            return Capabilities(
+                verbs=frozenset(ACTIONS) - _NEED_QEMU,
+                image_formats=frozenset(),
+                live_snapshot=False,
+                console=False,
+                grow_disks=False,
+            )
         return Capabilities(verbs=frozenset(ACTIONS), quiesce=True)
 
     def facts(self) -> HostFacts:
@@ -204,6 +227,48 @@ class LibvirtCompute:
         """Wait for one of the states."""
         return power.wait_state(self._connection, name, states, deadline)
 
+    # Sizes
+
+    def resize(self, name: str, sizes: Sizes) -> None:
+        """Change processors and memory."""
+        resizing.resize(self._connection, name, sizes)
+
+    def grow_disk(self, name: str, volume: str, size: int) -> None:
+        """Make a disk larger."""
+        growing.grow_disk(self._pool, name, volume, size)
+
+    # Devices
+
+    def attach_disk(self, name: str, disk: AttachedDisk) -> None:
+        """Give an instance another disk."""
+        disks.attach(self._pool, name, disk)
+
+    def detach_disk(self, name: str, volume: str, deadline: Deadline) -> None:
+        """Take a disk away."""
+        disks.detach(self._pool, name, volume, deadline)
+
+    def replace_disk(self, name: str, volume: str, by: AttachedDisk) -> None:
+        """Put another volume at a disk's place."""
+        disks.replace(self._pool, name, volume, by)
+
+    def attach_nic(self, name: str, nic: Nic) -> None:
+        """Give an instance another network interface."""
+        nics.attach(self._connection, name, nic)
+
+    def detach_nic(self, name: str, mac: str, deadline: Deadline) -> None:
+        """Take a network interface away."""
+        nics.detach(self._connection, name, mac, deadline)
+
+    # Rescue
+
+    def rescue(self, name: str, disk: AttachedDisk) -> None:
+        """Boot from another disk."""
+        rescue.rescue(self._pool, name, disk)
+
+    def unrescue(self, name: str) -> None:
+        """Boot as before."""
+        rescue.unrescue(self._pool, name)
+
     # Notes
 
     def note(self, name: str, note: Note, text: str | None) -> None:
@@ -213,6 +278,10 @@ class LibvirtCompute:
     def set_spec(self, name: str, spec: str) -> None:
         """Change the spec in the mark."""
         notes.set_spec(self._connection, name, spec)
+
+    def set_keep(self, name: str, keep: Sequence[str]) -> None:
+        """Change the kept disks in the mark."""
+        notes.set_keep(self._connection, name, keep)
 
     # The guest's agent
 
