@@ -68,6 +68,7 @@ class LibvirtCompute:
         self._connection = Connection(config.uri, config.name)
         self._pool = Pool(self._connection, config)
         self._exports: dict[str, threading.Lock] = {}
+        self._changes: dict[str, threading.Lock] = {}
 
     def close(self) -> None:
         """Give the connection back."""
@@ -227,11 +228,16 @@ class LibvirtCompute:
         """Wait for one of the states."""
         return power.wait_state(self._connection, name, states, deadline)
 
+    def _changing(self, name: str) -> threading.Lock:
+        """Who writes back a definition that it has read is alone with it. Other processes have no claim on it."""
+        return self._changes.setdefault(name, threading.Lock())
+
     # Sizes
 
     def resize(self, name: str, sizes: Sizes) -> None:
         """Change processors and memory."""
-        resizing.resize(self._connection, name, sizes)
+        with self._changing(name):
+            resizing.resize(self._connection, name, sizes)
 
     def grow_disk(self, name: str, volume: str, size: int) -> None:
         """Make a disk larger."""
@@ -241,7 +247,8 @@ class LibvirtCompute:
 
     def attach_disk(self, name: str, disk: AttachedDisk) -> None:
         """Give an instance another disk."""
-        disks.attach(self._pool, name, disk)
+        with self._changing(name):
+            disks.attach(self._pool, name, disk)
 
     def detach_disk(self, name: str, volume: str, deadline: Deadline) -> None:
         """Take a disk away."""
@@ -249,11 +256,13 @@ class LibvirtCompute:
 
     def replace_disk(self, name: str, volume: str, by: AttachedDisk) -> None:
         """Put another volume at a disk's place."""
-        disks.replace(self._pool, name, volume, by)
+        with self._changing(name):
+            disks.replace(self._pool, name, volume, by)
 
     def attach_nic(self, name: str, nic: Nic) -> None:
         """Give an instance another network interface."""
-        nics.attach(self._connection, name, nic)
+        with self._changing(name):
+            nics.attach(self._connection, name, nic)
 
     def detach_nic(self, name: str, mac: str, deadline: Deadline) -> None:
         """Take a network interface away."""
@@ -263,25 +272,30 @@ class LibvirtCompute:
 
     def rescue(self, name: str, disk: AttachedDisk) -> None:
         """Boot from another disk."""
-        rescue.rescue(self._pool, name, disk)
+        with self._changing(name):
+            rescue.rescue(self._pool, name, disk)
 
     def unrescue(self, name: str) -> None:
         """Boot as before."""
-        rescue.unrescue(self._pool, name)
+        with self._changing(name):
+            rescue.unrescue(self._pool, name)
 
     # Notes
 
     def note(self, name: str, note: Note, text: str | None) -> None:
         """Write a note into the domain's metadata, or strike it out."""
-        notes.write(self._connection, name, note, text)
+        with self._changing(name):
+            notes.write(self._connection, name, note, text)
 
     def set_spec(self, name: str, spec: str) -> None:
         """Change the spec in the mark."""
-        notes.set_spec(self._connection, name, spec)
+        with self._changing(name):
+            notes.set_spec(self._connection, name, spec)
 
     def set_keep(self, name: str, keep: Sequence[str]) -> None:
         """Change the kept disks in the mark."""
-        notes.set_keep(self._connection, name, keep)
+        with self._changing(name):
+            notes.set_keep(self._connection, name, keep)
 
     # The guest's agent
 

@@ -1,10 +1,11 @@
 """Disks that become larger: by QEMU, when it has the disk open, or else by the host's storage."""
 
+from contextlib import suppress
 from typing import Any
 
 import libvirt
 
-from drivers.errors import NotFound
+from drivers.errors import NotFound, Transient
 from drivers.libvirt import volumes
 from drivers.libvirt.domain_xml import DiskXml, find_disk, read_disk
 from drivers.libvirt.faults import translated
@@ -34,10 +35,12 @@ def _grow_open(domain: Any, disk: DiskXml, volume: str, size: int) -> None:
 
 
 def _grow_closed(pool: Pool, disk: DiskXml, volume: str, size: int) -> None:
+    with suppress(Transient):  # somebody writes to the pool for long; nobody can tell libvirt another format meanwhile
+        pool.refresh()
     handle = volumes.require(pool, volume)
     facts = volumes.read(handle)
-    # libvirt takes a volume for what its first bytes look like. On a raw disk a guest may have written a qcow2 header;
-    # libvirt would change that, and follow it to whatever file of the host it names.
+    # libvirt takes a volume for what its first bytes looked like at the last refresh. On a raw disk a guest may have
+    # written a qcow2 header; libvirt would change that, and follow it to whatever file of the host it names.
     if facts.format != disk.format:
         raise Conflict(
             f"cannot grow the disk {volume}: its content looks like {facts.format}, but the disk is {disk.format}",

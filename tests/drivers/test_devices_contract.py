@@ -3,6 +3,7 @@ what it boots from, and what is written down about it.
 """
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -216,6 +217,23 @@ def test_disks_come_and_go(host: Host, state: State) -> None:
     host.compute.power_off(name)
     host.compute.start(name)
     assert host.seen(name).disks == (boot, two, one)
+
+
+@pytest.mark.needs("devices")
+@pytest.mark.parametrize("state", [State.STOPPED, State.RUNNING])
+def test_several_threads_change_an_instance(host: Host, state: State) -> None:
+    name = host.made(state=state)
+    before = host.seen(name)
+    disks = [AttachedDisk(host.volume(f"disk-{number}")) for number in range(4)]
+    with ThreadPoolExecutor(6) as pool:
+        work = [pool.submit(host.compute.attach_disk, name, disk) for disk in disks]
+        work.append(pool.submit(host.compute.attach_nic, name, NIC))
+        work.append(pool.submit(host.compute.note, name, Note.RESIZED, "{}"))
+    for each in work:
+        each.result()
+    after = host.seen(name)
+    assert after.disks[0] == before.disks[0] and set(after.disks[1:]) == set(disks)
+    assert (after.nics, after.notes) == ((*before.nics, NIC), {str(Note.RESIZED): "{}"})
 
 
 @pytest.mark.needs("devices")
