@@ -63,20 +63,20 @@ def _sizes(key: str, value: Any) -> dict[str, Any]:
     return {name: item if isinstance(item, Deferred) else _size(f"{key}.{name}", item) for name, item in value.items()}
 
 
-def _disk(key: str, value: Any) -> Any:
-    """A disk to attach, with the size in bytes; the name of one to detach."""
+def _disk(key: str, value: Any) -> dict[str, Any]:
+    """A disk to attach, with the size in bytes."""
     if not isinstance(value, Mapping):
-        return _text(key, value)
+        raise UnitError(f"{key} must be a mapping with 'name' and 'size'")
     given = {"keep": False, "format": "qcow2", "bus": "virtio"} | dict(value)
     if "size" in given and not isinstance(given["size"], Deferred):
         given["size"] = _size(f"{key}.size", given["size"])
     return given
 
 
-def _network(key: str, value: Any) -> Any:
-    """A network interface to attach, as the fields of a Nic; the name of a network or bridge to detach from."""
+def _interface(key: str, value: Any) -> dict[str, Any]:
+    """A network interface to attach, as the fields of a Nic."""
     if not isinstance(value, Mapping):
-        return _text(key, value)
+        return {"kind": "network", "source": _text(key, value), "mac": None, "model": "virtio"}
     if "kind" in value:
         return dict(value)  # read already
     kind = next((kind for kind in ("network", "bridge", "user") if kind in value), "network")
@@ -129,8 +129,8 @@ ARGUMENTS: dict[str, dict[str, Parse]] = {
     },
     "confirm_resize": {},
     "revert_resize": {"grace": _duration, "force": _flag},
-    "attach": {"disk": _disk, "network": _network},
-    "detach": {"disk": _disk, "network": _network, "mac": _text, "delete": _flag},
+    "attach": {"disk": _disk, "network": _interface},
+    "detach": {"disk": _text, "network": _text, "mac": _text, "delete": _flag},
     "rescue": {"image": _text, "grace": _duration, "force": _flag},
     "unrescue": {"grace": _duration, "force": _flag},
     "shelve": {"store": _text, "grace": _duration, "force": _flag},
