@@ -1,14 +1,16 @@
 #!/usr/bin/env bash
-# Builds the smallest guest that behaves like a virtual machine, without network or root: Debian's own kernel, busybox and
-# an empty disk. Tests and the demo boot it; it is up in a few seconds even under software emulation.
+# Builds the smallest guest that behaves like a virtual machine, without network or root: Debian's own kernel, busybox,
+# QEMU's guest agent and an empty disk. Tests and the demo boot it; it is up in a few seconds even under software emulation.
 #
 # Kernel command line:  planvirt.name=NAME         the name it reports
 #                       planvirt.write=TEXT        puts TEXT on the first sector of /dev/vda
 #                       planvirt.fill=N            writes N MiB of random data to /dev/vda, after its first MiB
 #                       planvirt.heartbeat=N       prints a line every N seconds
 #                       planvirt.ignore-acpi       is deaf to the power button
+#                       planvirt.no-agent          leaves the guest agent off
+#                       planvirt.mount             mounts /dev/vdb at /mnt, with a new file system if it has none
 set -euo pipefail
-export LC_ALL=C
+export LC_ALL=C PATH="$PATH:/usr/sbin:/sbin"
 umask 022
 
 die() { # what, then what to do about it
@@ -41,11 +43,14 @@ modules=/lib/modules/$release
 busybox=$(command -v busybox) || die "cannot find busybox" "$install_hint"
 ! ldd "$busybox" >/dev/null 2>&1 || die "cannot use $busybox: it needs shared libraries" "install the package busybox-static"
 
+agent=$(command -v qemu-ga) || die "cannot find qemu-ga, QEMU's guest agent" "$install_hint"
+mapfile -t libraries < <(ldd "$agent" | grep -o '/[^ ]*') # the loader is one of them
+
 mkdir -p "$1"
 out=$(cd "$1" && pwd)
 exec 9>"$out/.lock"
 flock 9
-key="$release $(cat -- "$0" "$kernel" "$busybox" | sha256sum | cut -d' ' -f1)"
+key="$release $(cat -- "$0" "$kernel" "$busybox" "$agent" "${libraries[@]}" | sha256sum | cut -d' ' -f1)"
 if [ "$(cat "$out/.key" 2>/dev/null)" = "$key" ] && (cd "$out" && sha256sum --quiet --check SHA256SUMS) >/dev/null 2>&1; then
     printf 'guest is up to date: %s (Linux %s)\n' "$out" "$release"
     exit 0
@@ -54,13 +59,18 @@ fi
 work=$(mktemp -d "$out/.build.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 root=$work/root
-mkdir -p "$root"/{bin,dev,etc/acpi/PWRF,lib/modules,proc,sys,tmp,www}
+mkdir -p "$root"/{bin,dev,etc/acpi/PWRF,lib/modules,mnt,proc,run,sys,tmp,www}
 
 # --- programs ---------------------------------------------------------------------------------------------------------
 cp "$busybox" "$root/bin/busybox"
 while read -r applet; do
     [ "$applet" = busybox ] || ln -s busybox "$root/bin/$applet"
 done < <("$busybox" --list)
+cp "$agent" "$root/bin/qemu-ga"
+for library in "${libraries[@]}"; do # where this machine's loader looks, the guest's does, too
+    mkdir -p "$root${library%/*}"
+    cp --dereference "$library" "$root$library"
+done
 
 # --- modules, in the order in which they must be loaded -----------------------------------------------------------------
 declare -A seen=()
@@ -95,7 +105,7 @@ add_module() { # a module by name, after the modules it needs; nothing to do for
     add_file "$path"
 }
 
-for module in virtio_pci virtio_blk virtio_console virtio_net button evdev af_packet; do add_module "$module"; done
+for module in virtio_pci virtio_blk virtio_console virtio_net virtio_balloon button evdev af_packet ext4; do add_module "$module"; done
 printf '%s\n' "${order[@]}" >"$root/lib/modules/order"
 
 # --- what the guest does ------------------------------------------------------------------------------------------------
@@ -108,7 +118,7 @@ mount -t devtmpfs dev /dev
 [ -c /dev/ttyS0 ] && exec </dev/ttyS0 >/dev/ttyS0 2>&1
 while read -r module; do insmod "/lib/modules/$module"; done </lib/modules/order
 
-name=guest write= fill= heartbeat= ignore_acpi=
+name=guest write= fill= heartbeat= ignore_acpi= no_agent= mount=
 for word in $(cat /proc/cmdline); do
     case $word in
         planvirt.name=*) name=${word#*=} ;;
@@ -116,9 +126,37 @@ for word in $(cat /proc/cmdline); do
         planvirt.fill=*) fill=${word#*=} ;;
         planvirt.heartbeat=*) heartbeat=${word#*=} ;;
         planvirt.ignore-acpi) ignore_acpi=1 ;;
+        planvirt.no-agent) no_agent=1 ;;
+        planvirt.mount) mount=1 ;;
     esac
 done
 hostname "$name"
+
+agent_port() { # names the device of the agent's channel; the host tells what it is a moment after the driver is loaded
+    local file found tries=0
+    set -- /sys/bus/virtio/drivers/virtio_console/virtio*
+    [ -e "$1" ] || return
+    until [ $tries -eq 20 ]; do
+        for file in /sys/class/virtio-ports/*/name; do
+            [ -e "$file" ] && read -r found <"$file" && [ "$found" = org.qemu.guest_agent.0 ] || continue
+            file=${file%/name}
+            echo "/dev/${file##*/}"
+            return
+        done
+        tries=$((tries + 1))
+        usleep 50000
+    done
+}
+
+start_agent() { # on the port $1; the host can speak to it as soon as the port is open
+    local tries=0
+    (while :; do qemu-ga --method=virtio-serial --path="$1" --statedir=/run --fsfreeze-hook=/etc/fsfreeze; sleep 1; done) \
+        </dev/null >/run/qemu-ga.log 2>&1 &
+    until [ $tries -eq 100 ] || ls -l /proc/$(pidof qemu-ga)/fd 2>/dev/null | grep -q "$1"; do
+        tries=$((tries + 1))
+        usleep 20000
+    done
+}
 
 # whoever sees "guest up" may press the power button or copy the disk at once, so that line comes last
 [ -n "$ignore_acpi" ] || acpid -l /dev/null
@@ -138,6 +176,14 @@ if [ -b /dev/vda ]; then
     fi
 fi
 
+if [ -n "$mount" ] && [ -b /dev/vdb ]; then
+    if mount -t ext4 /dev/vdb /mnt 2>/dev/null || { mke2fs /dev/vdb && mount -t ext4 /dev/vdb /mnt; } >/dev/null 2>&1; then
+        echo "disk mounted: /dev/vdb"
+    else
+        echo "disk cannot be mounted"
+    fi
+fi
+
 ip link set lo up
 echo "$name" >/www/index.html
 httpd -p 8080 -h /www
@@ -146,6 +192,11 @@ httpd -p 8080 -h /www
     ip link set eth0 up
     exec udhcpc -f -i eth0 -s /etc/udhcpc -x "hostname:$name" -t 5 -T 1 -A 5 >/dev/null 2>&1
 ) &
+
+if [ -z "$no_agent" ]; then
+    port=$(agent_port)
+    [ -z "$port" ] || start_agent "$port"
+fi
 
 echo "planvirt guest up: $name"
 
@@ -172,13 +223,18 @@ ip addr add "$ip/${mask:-24}" dev "$interface"
 [ "$1" = renew ] || echo "network up: $ip" >/dev/ttyS0
 DHCP
 
+cat >"$root/etc/fsfreeze" <<'FREEZE'
+#!/bin/sh
+echo "file systems: $1" >/dev/ttyS0
+FREEZE
+
 cat >"$root/etc/acpi/PWRF/00000080" <<'POWER'
 #!/bin/sh
 echo "power button" >/dev/ttyS0
 sync
 poweroff -f
 POWER
-chmod 755 "$root/init" "$root/etc/udhcpc" "$root/etc/acpi/PWRF/00000080"
+chmod 755 "$root/init" "$root/etc/udhcpc" "$root/etc/fsfreeze" "$root/etc/acpi/PWRF/00000080"
 
 # --- the three files: the same input gives the same bytes ----------------------------------------------------------------
 find "$root" -exec touch --no-dereference --date=@0 {} +

@@ -23,7 +23,7 @@ packages=(
     gcc libc6-dev pkg-config python3-dev libvirt-dev                       # to build libvirt-python
     libvirt-daemon libvirt-daemon-system libvirt-daemon-driver-qemu libvirt-clients
     qemu-system-x86 qemu-utils dnsmasq-base iproute2                       # the hypervisor and its network
-    busybox-static cpio xz-utils zstd                                      # the test guest
+    busybox-static qemu-guest-agent cpio xz-utils zstd                     # the test guest
 )
 
 case $mode in

@@ -3,14 +3,13 @@
 import os
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from drivers.compute import AttachedDisk, Domain
-from drivers.errors import Unsupported
 from planvirt.deadline import Deadline, DeadlinePassed
 from planvirt.errors import Conflict
 from planvirt.mark import Mark, instance_uuid
@@ -21,29 +20,6 @@ pytestmark = pytest.mark.real
 
 MIB = 1 << 20
 BIG = 512 * MIB  # takes longer to copy than the driver waits between two looks
-
-# A guest agent as far as a snapshot needs it: it answers, and says on the console what it was told.
-AGENT = """#!/bin/sh
-export PATH=/bin
-mount -t devtmpfs dev /dev # a job in the background needs /dev/null
-(
-    while ! grep -qs guest_agent /sys/class/virtio-ports/*/name; do sleep 1; done
-    port=$(grep -l guest_agent /sys/class/virtio-ports/*/name)
-    port=${port%/name}
-    exec 3<>"/dev/${port##*/}"
-    echo "agent up" >/dev/ttyS0
-    while true; do
-        read -r line <&3 || { sleep 1; continue; } # the host has not opened its end yet
-        case $line in
-            *guest-sync*) id=${line##*\\"id\\":}; echo "{\\"return\\": ${id%%\\}*}}" >&3 ;;
-            *fsfreeze-freeze*) echo "agent: freeze" >/dev/ttyS0; echo '{"return": 1}' >&3 ;;
-            *fsfreeze-thaw*) echo "agent: thaw" >/dev/ttyS0; echo '{"return": 1}' >&3 ;;
-            *) echo '{"error": {"class": "CommandNotFound", "desc": "unknown"}}' >&3 ;;
-        esac
-    done
-) &
-exec /init
-"""
 
 
 @dataclass(frozen=True)
@@ -66,12 +42,10 @@ class Machine:
     def copy(self) -> str:
         return self.mark.volume("copy")
 
-    def define(
-        self, base: str | None, size: int, cmdline: str = "", *, format: str = "qcow2", initrd: str | None = None
-    ) -> None:
+    def define(self, base: str | None, size: int, cmdline: str = "", *, format: str = "qcow2") -> None:
         assert format in {"qcow2", "raw"}
         compute = self.qemu.compute
-        kernel, usual = self.guest.imported(compute)
+        kernel, initrd = self.guest.imported(compute)
         compute.create_volume(
             self.disk, size=size, format="raw" if format == "raw" else "qcow2", base=base, deadline=Deadline(60)
         )
@@ -84,7 +58,7 @@ class Machine:
                 mark=self.mark,
                 disks=[AttachedDisk(self.disk, format)],
                 kernel=kernel,
-                initrd=initrd or usual,
+                initrd=initrd,
                 cmdline=f"console=ttyS0 quiet planvirt.name={self.name} {cmdline}",
             )
         )
@@ -96,10 +70,8 @@ class Machine:
             assert time.monotonic() < end, console
             time.sleep(0.1)
 
-    def export(self, deadline: Deadline | None = None, *, quiesce: bool = False) -> None:
-        self.qemu.compute.export_disk(
-            self.name, self.disk, self.copy, quiesce=quiesce, deadline=deadline or Deadline(60)
-        )
+    def export(self, deadline: Deadline | None = None) -> None:
+        self.qemu.compute.export_disk(self.name, self.disk, self.copy, quiesce=False, deadline=deadline or Deadline(60))
 
     def begin_backup(self) -> None:
         """What a process does that dies right afterwards."""
@@ -228,43 +200,3 @@ def test_a_raw_disk_that_claims_to_be_more_is_not_followed(machine: Machine, tmp
     with pytest.raises(Conflict, match="looks like qcow2"):
         machine.export()
     assert machine.copy not in machine.qemu.files()
-
-
-@pytest.fixture
-def agent_initrd(machine: Machine, tmp_path: Path) -> Callable[[], str]:
-    """The guest's initrd with the agent in it. The kernel takes several archives, one after the other."""
-
-    def build() -> str:
-        top = tmp_path / "agent"
-        top.mkdir()
-        script = top / "agent"
-        script.write_text(AGENT)
-        script.chmod(0o755)
-        archive = subprocess.run(
-            ["/usr/bin/env", "cpio", "-o", "-H", "newc", "--quiet"],
-            cwd=top,
-            input=b"agent\n",
-            capture_output=True,
-            check=True,
-        )
-        initrd = tmp_path / "initrd.img"
-        initrd.write_bytes(archive.stdout + machine.guest.initrd.read_bytes())
-        return machine.qemu.compute.import_file(initrd, sha256_of(initrd), Deadline(60))
-
-    return build
-
-
-def test_a_guest_is_frozen_for_the_moment_only(machine: Machine, agent_initrd: Callable[[], str]) -> None:
-    machine.define(None, 16 * MIB, "rdinit=/agent planvirt.write=frozen", initrd=agent_initrd())
-    machine.start("agent up")
-    machine.export(quiesce=True)
-    words = [line for line in machine.qemu.compute.console(machine.name).split("\n") if "agent:" in line]
-    assert [word.strip() for word in words] == ["agent: freeze", "agent: thaw"]
-
-
-def test_a_freeze_without_an_agent_fails_and_leaves_nothing(machine: Machine) -> None:
-    machine.define(None, 16 * MIB)
-    machine.start(f"planvirt guest up: {machine.name}")
-    with pytest.raises(Unsupported, match="cannot freeze"):
-        machine.export(quiesce=True)
-    assert machine.copy not in machine.qemu.files() and not machine.has_job()
