@@ -19,6 +19,10 @@ class Unsupported(DriverError):
     """This driver, or this hypervisor, cannot do it."""
 
 
+class NoAgent(Transient):
+    """No agent answers in the guest, so nothing was begun there."""
+
+
 class HostUnreachable(Transient):
     """No connection to the host's hypervisor."""
 
