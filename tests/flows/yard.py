@@ -28,6 +28,7 @@ class Yard:
     """Two hosts and a journal. Plans are given as the text behind their first line; all are named `shop`."""
 
     def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.config = Config(
             home=folder,
@@ -66,7 +67,8 @@ class Yard:
         """Undo a run that was kept."""
         self.journal.take_over(run, "rollback asked for")
         with World(self.config) as world:
-            context = RunContext(RunFacts(run, "shop", "", timestamp(time.time())), self.journal, world, print)
+            facts = RunFacts(run, "shop", "", timestamp(time.time()))
+            context = RunContext(facts, self.journal, world, print, undo_pause=0.0)
             executor = ThreadExecutor()
             state = roll_back(context, executor, "rollback asked for")
             executor.close()
