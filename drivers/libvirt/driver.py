@@ -37,6 +37,7 @@ from drivers.libvirt import (
     snapshot,
     standstill,
     volumes,
+    whole_copies,
 )
 from drivers.libvirt.connection import Connection
 from drivers.libvirt.faults import translated
@@ -155,6 +156,8 @@ class LibvirtCompute:
         deadline: Deadline,
     ) -> VolumeFacts:
         """Make a volume: empty, an overlay, or a full copy."""
+        if base is not None and format == "raw":
+            return whole_copies.create(self._pool, name, size=size, base=base, deadline=deadline)
         return volumes.create(self._pool, name, size=size, format=format, base=base, deadline=deadline)
 
     def delete_volume(self, name: str) -> None:

@@ -28,6 +28,11 @@ _LOOK = 0.2  # seconds between looks at a job's progress
 _ABORT_PATIENCE = 30.0  # seconds that a job may take to end after it was told to
 _AGENT_PATIENCE = 20  # seconds that a guest agent may take to freeze or thaw
 _THAW_ATTEMPTS = 3
+_LOST = "backup job data missing"  # says a daemon whose predecessor died while it began the job
+
+
+class BackupLost(DriverError):
+    """libvirt holds on to a backup job of which it knows nothing any more, and begins no other one."""
 
 
 def export(pool: Pool, name: str, disk: str, target: str, *, quiesce: bool, deadline: Deadline) -> VolumeFacts:
@@ -189,11 +194,9 @@ def abort_writing(pool: Pool, target: str) -> None:
     """End the backup job, if there is one, that a dead process left writing into the volume `target`."""
     marked = read_volume_name(target)
     domain = instances.find(pool.connection, marked[0].instance) if marked else None
-    if domain is None or not _has_backup_job(domain):
-        return
     try:
-        writing_it = target in domain.backupGetXMLDesc(0)
-    except libvirt.libvirtError:  # it ended just now
+        writing_it = domain is not None and _has_backup_job(domain) and target in domain.backupGetXMLDesc(0)
+    except (BackupLost, libvirt.libvirtError):  # nobody can end it any more, or it ended just now
         return
     if writing_it:
         _abort(domain)
@@ -203,7 +206,16 @@ def _has_backup_job(domain: Any) -> bool:
     with translated("look for a job"):
         if not domain.isActive():
             return False
-        stats = domain.jobStats()
+        try:
+            stats = domain.jobStats()
+        except libvirt.libvirtError as error:
+            if _LOST not in str(error):
+                raise
+            raise BackupLost(
+                f"cannot copy a disk of {domain.name()}: libvirt has lost sight of an earlier copy",
+                details=f"its daemon died while it began that one ({error})",
+                resolution="shut the instance down, restart libvirtd, and start the instance again",
+            ) from error
     active = stats.get("type") not in {None, libvirt.VIR_DOMAIN_JOB_NONE}
     return active and stats.get("operation") == libvirt.VIR_DOMAIN_JOB_OPERATION_BACKUP
 

@@ -17,7 +17,7 @@ from planvirt.mark import is_cached
 def take(pool: Pool, name: str, volume: str) -> str:
     """The path of a volume that the instance may have as a disk, because nobody else uses it."""
     path = volumes.path_of(pool, volume)
-    users = {user for user in _domains(pool, path) if user != name}
+    users = {user for user in domains_with(pool, path) if user != name}
     users.update(facts.name for facts in volumes.listing(pool) if facts.base == volume)
     if users or is_cached(volume):
         raise Conflict(
@@ -28,7 +28,7 @@ def take(pool: Pool, name: str, volume: str) -> str:
     return path
 
 
-def _domains(pool: Pool, path: str) -> Iterator[str]:
+def domains_with(pool: Pool, path: str) -> Iterator[str]:
     """The names of the domains that have the file as a disk, or boot from it, now or at their next start."""
     conn = pool.connection.get()
     with translated("list the instances"):

@@ -10,7 +10,6 @@ import libvirt
 from drivers.compute import VolumeFacts
 from drivers.errors import DriverError, NotFound, Transient
 from drivers.libvirt import images
-from drivers.libvirt.copying import copy
 from drivers.libvirt.domain_xml import parse
 from drivers.libvirt.faults import code_of, translated
 from drivers.libvirt.pool import Pool
@@ -76,7 +75,8 @@ def require(pool: Pool, name: str) -> Any:
     return volume
 
 
-def _require_base(pool: Pool, name: str) -> Any:
+def require_base(pool: Pool, name: str) -> Any:
+    """The virStorageVol of that name, to build on: a cached image must be complete. NotFound when it is not."""
     if is_cached(name) and images.complete(pool, name) is None:
         raise NotFound(f"cannot build on the image {name}: the pool {pool.name} does not have all of it")
     return require(pool, name)
@@ -98,45 +98,36 @@ def create(
     base: str | None,
     deadline: Deadline,
 ) -> VolumeFacts:
-    """Make an empty volume, an overlay on `base` (qcow2) or a full copy of it (raw)."""
+    """Make an empty volume, or an overlay on `base`, which is qcow2; whole_copies.py makes the raw ones."""
     deadline.check()
-    if not is_ours(name):
-        raise Conflict(f"cannot create the volume {name}: its name bears no mark of planvirt's")
+    check_ours(name)
     present = pool.lookup(name)
     if present is not None:
-        return _same(read(present), size=size, format=format, base=base)
+        return same(read(present), size=size, base=base)
     if base is not None:
-        _check_size(name, size, read(_require_base(pool, base)))
+        check_size(name, size, read(require_base(pool, base)))
     handle = pool.handle()
+    backing = None if base is None else (path_of(pool, base), _declared_format(pool, base))
     try:
-        if base is not None and format == "raw":
-            _copy_whole(pool, base, name, size, deadline)
-        else:
-            backing = None if base is None else (path_of(pool, base), _declared_format(pool, base))
-            with translated(f"create the volume {name}"):
-                handle.createXML(volume_xml(name, size, format, backing), 0)
+        with translated(f"create the volume {name}"):
+            handle.createXML(volume_xml(name, size, format, backing), 0)
     except Conflict:
         # A concurrent attempt made it. What it made is judged as if it had been there from the start.
         present = pool.lookup(name)
         if present is None:
             raise
-        return _same(read(present), size=size, format=format, base=base)
+        return same(read(present), size=size, base=base)
     return read(require(pool, name))
 
 
-def _copy_whole(pool: Pool, base: str, name: str, size: int, deadline: Deadline) -> None:
-    made = copy(pool, require(pool, base), name, size=size, format="raw", deadline=deadline)
-    try:
-        with translated(f"make the volume {name} larger"):
-            if int(made.info()[1]) < size:  # a raw copy comes out as large as its source, whatever is asked for
-                made.resize(size)
-    except BaseException:
-        with suppress(DriverError, Conflict):  # the first error is the one to tell
-            delete_handle(made)
-        raise
+def check_ours(name: str) -> None:
+    """Refuse to make a volume that nobody could tell from a foreign one."""
+    if not is_ours(name):
+        raise Conflict(f"cannot create the volume {name}: its name bears no mark of planvirt's")
 
 
-def _check_size(name: str, size: int, base: VolumeFacts) -> None:
+def check_size(name: str, size: int, base: VolumeFacts) -> None:
+    """Refuse a disk that its image does not fit on."""
     if size < base.capacity:
         raise DriverError(
             f"cannot create the volume {name}: it is smaller than its image",
@@ -145,15 +136,14 @@ def _check_size(name: str, size: int, base: VolumeFacts) -> None:
         )
 
 
-def _same(facts: VolumeFacts, *, size: int, format: str, base: str | None) -> VolumeFacts:
+def same(facts: VolumeFacts, *, size: int, base: str | None) -> VolumeFacts:
     """A volume that was there already, if it is what is asked for; its name says that it is ours."""
-    overlay_of = base if format == "qcow2" else None
     # Storage rounds a size up to its blocks, so what comes out may be a little larger than what was asked for.
-    if not 0 <= facts.capacity - size < BLOCK or facts.base != overlay_of:
+    if not 0 <= facts.capacity - size < BLOCK or facts.base != base:
         raise Conflict(
             f"cannot create the volume {facts.name}: it exists and is another one",
             details=f"it has {facts.capacity} bytes on {facts.base or 'no base'}, "
-            f"not {size} bytes on {overlay_of or 'no base'}",
+            f"not {size} bytes on {base or 'no base'}",
         )
     return facts
 
