@@ -1,4 +1,4 @@
-"""What a declaration that has changed asks for: an instance that is there grows, gets disks and interfaces, or is refused."""
+"""What a declaration that has changed asks for: an instance grows, gets disks and interfaces, or is refused."""
 
 from pathlib import Path
 
