@@ -10,26 +10,22 @@ import contextlib
 import errno
 import fcntl
 import hashlib
-import json
 import os
-import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
+from drivers import image_records
 from drivers.errors import DriverError, NotFound, OutOfSpace, WrongChecksum
 from drivers.image_store import StoredImage
+from drivers.reading import Measured, changed, pieces
 from planvirt.deadline import Deadline
 from planvirt.errors import Conflict
 
-_ID = re.compile(r"(?!\.)[A-Za-z0-9._-]{1,128}")
-_NAME = re.compile(r"[^\x00-\x1f\x7f]{1,255}")
-_FORMAT = re.compile(r"[a-z0-9]{1,16}")
-_CHUNK = 1 << 20
 _BLOCK = 1 << 16
 _ZEROS = bytes(_BLOCK)
 _LEAST_ROOM = 1 << 20
@@ -49,10 +45,7 @@ class DirectoryStore:
 
     def create(self, id: str, *, name: str, format: str, properties: Mapping[str, str]) -> StoredImage:
         """Write a record without data."""
-        if _NAME.fullmatch(name) is None:
-            raise DriverError(f"cannot name an image {name!r}", details="a name is 1 to 255 printable characters")
-        if _FORMAT.fullmatch(format) is None:
-            raise DriverError(f"cannot keep an image of format {format!r}")
+        image_records.check_new(id, name, format)
         with self._locked():
             present = self._read(id)
             if present is None:
@@ -60,24 +53,20 @@ class DirectoryStore:
                     id, name, self.name, format, "queued", created=self._clock(), properties=dict(properties)
                 )
                 self._write(present)
-            elif (present.name, present.format) != (name, format):
-                raise Conflict(
-                    f"cannot create image {id}: there is one with this id",
-                    details=f"it is named {present.name!r} and its format is {present.format}",
-                )
-            return present
+            return image_records.check_same(present, name, format)
 
     def upload(self, id: str, data: BinaryIO, size: int | None, deadline: Deadline) -> StoredImage:
         """Write a temporary file, read it back from the disk, then give the file its place and the image its data."""
         image = self._need(id)
         deadline.check()
+        measured = Measured(id, data, size, deadline)
         if image.status == "active":
-            return self._same(image, data, deadline)
+            return image_records.check_content(image, measured.drain())
         try:
             with self._temporary(id) as (file, path):
-                sha256, count = self._copy(id, data, file, size, deadline)
-                self._read_back(id, file, sha256, count, deadline)
-                return self._finish(id, path, sha256, count)
+                self._copy(id, measured, file)
+                self._read_back(id, file, measured, deadline)
+                return self._finish(id, path, measured)
         except BaseException:
             self._requeue(id)
             raise
@@ -88,7 +77,7 @@ class DirectoryStore:
 
     def find(self, reference: str) -> StoredImage | None:
         """An active image by its id, else by its name."""
-        if _ID.fullmatch(reference):
+        if image_records.is_id(reference):
             image = self._read(reference)
             if image is not None and image.status == "active":
                 return image
@@ -97,7 +86,7 @@ class DirectoryStore:
     def list(self) -> Sequence[StoredImage]:
         """All records, newest first. One that cannot be read is an error, not a gap."""
         found = [self._read(path.name.removesuffix(".json")) for path in self._records()]
-        return sorted((i for i in found if i is not None), key=lambda i: (-i.created, i.id))
+        return image_records.newest_first(image for image in found if image is not None)
 
     @contextmanager
     def open(self, id: str) -> Iterator[BinaryIO]:
@@ -121,13 +110,9 @@ class DirectoryStore:
         """Read the content from the disk and compare."""
         image = self._need(id)
         with self.open(id) as file:
-            sha256, count = _hash(file, lambda done: deadline.progress(done, image.size or 0))
-        if (f"sha256:{sha256}", count) != (image.checksum, image.size):
-            raise WrongChecksum(
-                f"cannot trust image {id}: its content has changed",
-                details=f"{count} bytes of sha256:{sha256[:16]}…, recorded are {image.size} of {image.checksum}",
-                resolution="delete the image and make it anew",
-            )
+            checksum, count = _hash(file, lambda done: deadline.progress(done, image.size or 0))
+        if (checksum, count) != (image.checksum, image.size):
+            raise changed(image, count, checksum)
         return image
 
     def delete(self, id: str) -> None:
@@ -159,12 +144,7 @@ class DirectoryStore:
     # Records
 
     def _record(self, id: str) -> Path:
-        if _ID.fullmatch(id) is None:
-            raise DriverError(
-                f"cannot use {id!r} as the id of an image",
-                details="an id is 1 to 128 letters, digits, dots, dashes and underscores, and begins with no dot",
-            )
-        return self._images / f"{id}.json"
+        return self._images / f"{image_records.check_id(id)}.json"
 
     def _records(self) -> Sequence[Path]:
         return [path for path in self._images.glob("*.json") if not path.name.startswith(".")]
@@ -172,7 +152,7 @@ class DirectoryStore:
     def _read(self, id: str) -> StoredImage | None:
         path = self._record(id)
         try:
-            return _parse(path.read_text(), id, self.name)
+            return image_records.from_json(path.read_text(), id, self.name)[0]
         except FileNotFoundError:
             return None
         except (OSError, ValueError, TypeError) as error:
@@ -183,13 +163,11 @@ class DirectoryStore:
             ) from error
 
     def _write(self, image: StoredImage) -> None:
-        fields = asdict(image)
-        del fields["store"]  # the operator's name for this folder, which may change
         with self._translated(f"cannot write the record of image {image.id}"):
             handle, temporary = tempfile.mkstemp(dir=self._images, prefix=".", suffix=".new")
             try:
                 with os.fdopen(handle, "w") as file:
-                    json.dump(fields, file, indent=1)
+                    file.write(image_records.to_json(image))
                     file.flush()
                     os.fsync(file.fileno())
                 Path(temporary).replace(self._record(image.id))
@@ -212,12 +190,6 @@ class DirectoryStore:
 
     # Uploads
 
-    def _same(self, image: StoredImage, data: BinaryIO, deadline: Deadline) -> StoredImage:
-        sha256, _ = _hash(data, lambda done: deadline.progress(done, image.size or 0))
-        if f"sha256:{sha256}" != image.checksum:
-            raise Conflict(f"cannot upload image {image.id}: it has another content already")
-        return image
-
     @contextmanager
     def _temporary(self, id: str) -> Iterator[tuple[BinaryIO, Path]]:
         """A file of this process, gone afterwards unless it found its place. The image is saving meanwhile."""
@@ -235,46 +207,32 @@ class DirectoryStore:
         finally:
             path.unlink(missing_ok=True)
 
-    def _copy(self, id: str, data: BinaryIO, file: BinaryIO, size: int | None, deadline: Deadline) -> tuple[str, int]:
-        """Write the data, with holes for zeros; returns its SHA-256 and length."""
-        digest, done = hashlib.sha256(), 0
-        for chunk in _chunks(data):
-            digest.update(chunk)
+    def _copy(self, id: str, measured: Measured, file: BinaryIO) -> None:
+        """Write the data, with holes for zeros."""
+        for piece in measured:
             with self._translated(f"cannot store image {id}"):
-                _write_sparse(file, chunk)
-            done += len(chunk)
-            if size is not None and done > size:
-                break
-            deadline.progress(done, size or done)
-        if size is not None and done != size:
-            raise WrongChecksum(
-                f"cannot store image {id}: {size} bytes were expected",
-                details="the data goes on after them" if done > size else f"the data ended after {done}",
-            )
+                _write_sparse(file, piece)
         with self._translated(f"cannot store image {id}"):
-            file.truncate(done)
+            file.truncate(measured.size)
             os.fsync(file.fileno())
-        return digest.hexdigest(), done
 
-    def _read_back(self, id: str, file: BinaryIO, sha256: str, size: int, deadline: Deadline) -> None:
+    def _read_back(self, id: str, file: BinaryIO, measured: Measured, deadline: Deadline) -> None:
         with self._translated(f"cannot read back image {id}"):
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # from the disk, not from memory
             file.seek(0)
             found = _hash(file, lambda _: deadline.check())
-        if found != (sha256, size):
+        if found != (measured.checksum, measured.size):
             raise WrongChecksum(
                 f"cannot store image {id}: the file differs from what was written to it",
                 resolution=f"check the disk under {self._root}",
             )
 
-    def _finish(self, id: str, temporary: Path, sha256: str, size: int) -> StoredImage:
+    def _finish(self, id: str, temporary: Path, measured: Measured) -> StoredImage:
         with self._locked():
             image = self._need(id)
             if image.status == "active":
-                if image.checksum != f"sha256:{sha256}":
-                    raise Conflict(f"cannot upload image {id}: another upload gave it another content")
-                return image
-            image = replace(image, status="active", size=size, checksum=f"sha256:{sha256}")
+                return image_records.check_content(image, measured.checksum)
+            image = replace(image, status="active", size=measured.size, checksum=measured.checksum)
             place = self._content(image)
             try:
                 with self._translated(f"cannot store image {id}"):
@@ -353,31 +311,6 @@ class DirectoryStore:
             ) from error
 
 
-def _parse(text: str, id: str, store: str) -> StoredImage:
-    image = StoredImage(**json.loads(text), store=store)
-    if image.id != id:
-        raise ValueError(f"it is the record of {image.id}")
-    if image.status == "active":
-        if image.size is None or re.fullmatch("sha256:[0-9a-f]{64}", image.checksum or "") is None:
-            raise ValueError("an active image has a size and a checksum")
-    elif image.status not in ("queued", "saving"):
-        raise ValueError(f"there is no status {image.status!r}")
-    return image
-
-
-def _chunks(data: BinaryIO) -> Iterator[bytes]:
-    """The data in pieces of full size, also where it arrives in smaller ones."""
-    while True:
-        parts, wanted = [], _CHUNK
-        while wanted and (part := data.read(wanted)):
-            parts.append(part)
-            wanted -= len(part)
-        if parts:
-            yield b"".join(parts)
-        if wanted:
-            return
-
-
 def _write_sparse(file: BinaryIO, chunk: bytes) -> None:
     for start in range(0, len(chunk), _BLOCK):
         block = chunk[start : start + _BLOCK]
@@ -390,11 +323,11 @@ def _write_sparse(file: BinaryIO, chunk: bytes) -> None:
 
 def _hash(file: BinaryIO, tell: Callable[[int], None]) -> tuple[str, int]:
     digest, done = hashlib.sha256(), 0
-    for chunk in _chunks(file):
-        digest.update(chunk)
-        done += len(chunk)
+    for piece in pieces(file):
+        digest.update(piece)
+        done += len(piece)
         tell(done)
-    return digest.hexdigest(), done
+    return f"sha256:{digest.hexdigest()}", done
 
 
 def _sync_folder(folder: Path) -> None:
