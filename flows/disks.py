@@ -17,3 +17,16 @@ def disks_of(found: InstanceFacts) -> dict[str, AttachedDisk]:
         if (known[0].plan, known[0].instance) == (found.mark.plan, found.mark.instance):
             named[known[1]] = disk
     return named
+
+
+def standing_for(found: InstanceFacts, volume: str, run: str) -> AttachedDisk | None:
+    """The disk that the instance has where an undo expects this volume; None when it is detached, or another one.
+
+    A resize of the same run that was undone has put a copy in the place of a disk that had grown.
+    """
+    known = read_volume_name(volume)
+    now = disks_of(found).get(known[1]) if known is not None else None
+    if now is None or now.volume == volume:
+        return now
+    maker = read_volume_name(now.volume)
+    return now if maker is not None and maker[0].run == run else None
