@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict
 
 from drivers.compute import AttachedDisk, Sizes
-from drivers.errors import NotFound
+from drivers.errors import NotFound, Unsupported
 from drivers.simulated.guards import own, require, reserve, users_of, volume_of
 from drivers.simulated.world import Machine, World
 from planvirt.errors import Conflict
@@ -15,6 +15,7 @@ from planvirt.states import Note, State
 _AWAKE = (State.RUNNING, State.PAUSED)
 _OFF = (State.STOPPED, State.ERROR)
 _CHANGEABLE = (*_AWAKE, *_OFF)
+_COLD_BUSES = ("sata", "ide")
 
 
 def resize(world: World, name: str, sizes: Sizes) -> None:
@@ -62,6 +63,7 @@ def attach_disk(world: World, name: str, disk: AttachedDisk) -> None:
     require(machine, name, "attach a disk to", *_CHANGEABLE)
     if disk.volume in machine.volumes:
         return
+    _check_hot(machine, name, disk)
     _free(world, name, disk.volume)
     machine.disks.append(disk)
     world.record("attach_disk", name)
@@ -75,10 +77,23 @@ def check_detach(world: World, name: str) -> Machine:
 
 
 def check_detach_disk(world: World, name: str, volume: str) -> None:
-    """Raise Conflict unless the disk may be taken away now."""
+    """Raise Conflict, or Unsupported, unless the disk may be taken away now."""
     machine = check_detach(world, name)
-    if machine.volumes[:1] == [volume]:
-        raise Conflict(f"cannot detach disk {volume} of {name}: it is the boot disk")
+    rescuer = json.loads(machine.notes[Note.RESCUED])["volume"] if Note.RESCUED in machine.notes else None
+    if volume in (*machine.volumes[:1], rescuer):
+        raise Conflict(f"cannot detach disk {volume} of {name}: it boots from it")
+    for disk in machine.disks:
+        if disk.volume == volume:
+            _check_hot(machine, name, disk)
+
+
+def _check_hot(machine: Machine, name: str, disk: AttachedDisk) -> None:
+    """Refuse what no machine gives or takes while its guest is there."""
+    if machine.state in _AWAKE and disk.bus in _COLD_BUSES:
+        raise Unsupported(
+            f"cannot attach or detach disk {disk.volume} of {name} while its guest is there: it is on {disk.bus}",
+            resolution="stop it first, or use another bus",
+        )
 
 
 def detach_disk(world: World, name: str, volume: str) -> None:
