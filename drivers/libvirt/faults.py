@@ -50,6 +50,10 @@ _BY_TEXT: tuple[tuple[str, type[PlanvirtError]], ...] = (
 )
 # fmt: on
 
+_REMEDIES: dict[type[PlanvirtError], str] = {
+    OutOfSpace: "make room where the host keeps its storage pool; 'planvirt doctor' tells how much there is",
+}
+
 
 def code_of(error: libvirt.libvirtError) -> int:
     """The error's number; some errors of the Python layer have none."""
@@ -59,11 +63,13 @@ def code_of(error: libvirt.libvirtError) -> int:
 
 def kind_of(error: libvirt.libvirtError) -> type[PlanvirtError]:
     """The class that an error of libvirt belongs to."""
-    text = str(error)
-    for words, kind in _BY_TEXT:
-        if words in text:
-            return kind
-    return _BY_CODE.get(code_of(error), DriverError)
+    return _kind(str(error), code_of(error))
+
+
+def failed(what: str, details: str, code: int = -1) -> PlanvirtError:
+    """What libvirt says of a failure, as an error of planvirt's. `what` completes "cannot …"."""
+    kind = _kind(details, code)
+    return kind(f"cannot {what}", details=details, resolution=_REMEDIES.get(kind, ""))
 
 
 @contextmanager
@@ -72,4 +78,11 @@ def translated(what: str) -> Iterator[None]:
     try:
         yield
     except libvirt.libvirtError as error:
-        raise kind_of(error)(f"cannot {what}", details=str(error)) from error
+        raise failed(what, str(error), code_of(error)) from error
+
+
+def _kind(text: str, code: int) -> type[PlanvirtError]:
+    for words, kind in _BY_TEXT:
+        if words in text:
+            return kind
+    return _BY_CODE.get(code, DriverError)

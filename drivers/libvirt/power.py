@@ -80,6 +80,7 @@ def reboot(pool: Pool, name: str, kind: Literal["soft", "hard"], deadline: Deadl
             domain.reboot(0)
         while not heard.restarted.wait(_LOOK):
             deadline.check()
+            instances.state_of(domain)  # raises when the connection died: nobody would tell of the restart any more
     with translated(f"read the console of {name}"):
         console.note_restart(pool, domain.UUIDString())
 

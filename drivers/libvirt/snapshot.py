@@ -16,7 +16,7 @@ from drivers.errors import DriverError, NotFound, Unsupported
 from drivers.libvirt import instances
 from drivers.libvirt.copying import copy
 from drivers.libvirt.domain_xml import DiskXml, parse, read_disks
-from drivers.libvirt.faults import code_of, translated
+from drivers.libvirt.faults import code_of, failed, translated
 from drivers.libvirt.pool import Pool
 from drivers.libvirt.volumes import delete_handle, read, require
 from planvirt.deadline import Deadline
@@ -142,7 +142,7 @@ def _wait(domain: Any, ended: "_Ended", deadline: Deadline) -> None:
         total = int(stats.get("disk_total", 0))
         deadline.progress(int(stats.get("disk_processed", 0)), total)
     if not ended.success:
-        raise DriverError("cannot finish the backup job", details=ended.reason)
+        raise failed("finish the backup job", ended.reason)
 
 
 def _let_go(domain: Any, found: DiskXml) -> None:

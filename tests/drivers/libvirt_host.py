@@ -66,11 +66,12 @@ class QemuHost:
     compute: LibvirtCompute
     pool: str
     folder: Path
+    uri: str = URI
 
     @contextmanager
     def door(self) -> Iterator[Any]:
         """A connection of the test's own, for what is done behind the driver's back."""
-        connection = libvirt.open(URI)
+        connection = libvirt.open(self.uri)
         try:
             yield connection
         finally:
@@ -81,11 +82,15 @@ class QemuHost:
 
 
 @contextmanager
-def qemu_host(*, uri: str = URI, accel: str = "tcg") -> Iterator[QemuHost]:
-    """A host with an empty pool. The pool and all in it are gone afterwards, and so are the domains on its disks."""
+def qemu_host(*, uri: str = URI, accel: str = "tcg", owner: int = -1) -> Iterator[QemuHost]:
+    """A host with an empty pool. The pool and all in it are gone afterwards, and so are the domains on its disks.
+
+    `owner` is the user that the daemon at `uri` runs as, if it is another one than us.
+    """
     # QEMU runs as a user of its own and must get through: pytest's tmp_path is closed to it.
     top = Path(tempfile.mkdtemp(prefix="planvirt-test-", dir="/var/tmp"))
     top.chmod(0o711)
+    os.chown(top, owner, -1)
     name = f"planvirt-test-{os.getpid()}-{uuid.uuid4().hex[:6]}"
     folder = top / "pool"
     assert accel in {"auto", "tcg"}
@@ -94,15 +99,15 @@ def qemu_host(*, uri: str = URI, accel: str = "tcg") -> Iterator[QemuHost]:
     try:
         compute.capabilities()
         compute._pool.handle()  # the pool is there from now on
-        yield QemuHost(compute, name, folder)
+        yield QemuHost(compute, name, folder, uri)
     finally:
         compute.close()
-        _remove(name, folder)
+        _remove(uri, name, folder)
         shutil.rmtree(top)
 
 
-def _remove(name: str, folder: Path) -> None:
-    connection = libvirt.open(URI)
+def _remove(uri: str, name: str, folder: Path) -> None:
+    connection = libvirt.open(uri)
     try:
         for domain in connection.listAllDomains():
             with suppress(libvirt.libvirtError):  # other tests' domains come and go meanwhile

@@ -7,50 +7,17 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from planvirt.journal.journal import Journal
 from planvirt.states import Note
-from tests.drivers.libvirt_host import Guest, QemuHost, build_guest, qemu_host
+from tests.drivers.libvirt_host import Guest, build_guest, qemu_host
+from tests.flows.lab import Lab, lab_at
 from tests.flows.workshop import Workshop, interrupt, until
 
 pytestmark = pytest.mark.real
-
-
-@dataclass
-class Lab:
-    """A workshop with a real hypervisor. Names of machines begin with a word of the test's own."""
-
-    shop: Workshop
-    host: QemuHost
-    guest: Guest
-    word: str
-
-    def plan(self, name: str, text: str) -> str:
-        """Write a plan. `{boot:ARGUMENTS}` becomes a direct boot of the tiny guest, `{word}` the test's word."""
-        boot = (
-            f"boot: {{kernel: {self.guest.kernel}, initrd: {self.guest.initrd}, "
-            'cmdline: "console=ttyS0 quiet planvirt.name=guest ARGUMENTS"}'
-        )
-        lines = []
-        for line in text.replace("{word}", self.word).splitlines():
-            head, found, tail = line.partition("{boot:")
-            lines.append(head + boot.replace("ARGUMENTS", tail.partition("}")[0]) if found else line)
-        header = f"planvirt: 1\nname: {self.word}-{name}\n"
-        images = f"images:\n  tiny: {{source: {self.guest.folder}/disk.qcow2}}\n"
-        self.shop.write(f"{name}.yaml", header + images + "\n".join(lines) + "\n")
-        return f"{name}.yaml"
-
-    def domains(self) -> set[str]:
-        with self.host.door() as connection:
-            return {name for domain in connection.listAllDomains() if (name := domain.name()).startswith(self.word)}
-
-    def volumes(self) -> set[str]:
-        """Files in the pool, cached images and kernels aside."""
-        return {name for name in self.host.files() if not name.startswith("planvirt-")}
 
 
 @pytest.fixture(scope="module")
@@ -60,24 +27,8 @@ def guest(tmp_path_factory: pytest.TempPathFactory) -> Guest:
 
 @pytest.fixture
 def lab(tmp_path: Path, prefect_url: str, guest: Guest) -> Iterator[Lab]:
-    with qemu_host() as host:
-        shop = Workshop(tmp_path / "workshop", {"PREFECT_API_URL": prefect_url})
-        shop.write(
-            "planvirt.toml",
-            f'[hosts.local]\nuri = "qemu:///system"\naccel = "tcg"\npool = "{host.pool}"\npool_path = "{host.folder}"\n'
-            f'[stores.local]\npath = "store"\n[plans]\nallow_paths = ["{guest.folder}"]\n',
-        )
-        word = f"t{os.getpid()}"
-        lab = Lab(shop, host, guest, word)
+    with qemu_host() as host, lab_at(host, tmp_path, prefect_url, guest) as lab:
         yield lab
-        for path in sorted(shop.folder.glob("*.yaml")):
-            shop.planvirt("destroy", path.name, "--yes")
-        with host.door() as connection:
-            for name in lab.domains():
-                domain = connection.lookupByName(name)
-                if domain.isActive():
-                    domain.destroy()
-                domain.undefine()
 
 
 SMALL = "memory: 192 MiB, disks: [64 MiB]"

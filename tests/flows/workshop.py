@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from drivers.simulated import SimulatedCompute
+from planvirt.journal.journal import Journal
+from planvirt.journal.transitions import StepState
 
 _LIMIT = 120.0
 
@@ -106,6 +108,14 @@ class Workshop:
     def images(self) -> list[Any]:
         images: list[Any] = self.planvirt("image", "list", "--output", "json").document["images"]
         return images
+
+    def phase(self, step: str) -> str:
+        """What a step of the latest run is at; "" when it is not on its way."""
+        if not (self.home / "journal.sqlite").exists():
+            return ""
+        with Journal(f"sqlite:///{self.home}/journal.sqlite") as journal:
+            found = (each for run in journal.runs(limit=1) for each in journal.steps(run.id))
+            return next((each.phase for each in found if each.id == step and each.state == StepState.DOING), "")
 
 
 def _environ() -> dict[str, str]:
