@@ -2,15 +2,13 @@
 
 from collections.abc import Collection, Iterator, Sequence
 
-from drivers.compute import Capabilities, InstanceFacts, Sizes
-from flows import sizing
+from drivers.compute import Capabilities, InstanceFacts
 from flows.facts import Facts
-from planvirt.errors import PlanvirtError
+from flows.foreseen_disks import ForeseenDisks
 from planvirt.graph import Step
 from planvirt.mark import instance_uuid
 from planvirt.plan import Deferred
 from planvirt.states import EXISTING, State
-from planvirt.units import format_size
 from planvirt.verbs import verb_for
 
 # What is known of a lock: on, off, or both where a condition decides.
@@ -30,6 +28,7 @@ def foreseen(plan: str, steps: Sequence[Step], facts: Facts) -> list[str]:
     locks = _locks(plan, facts)
     conflicts: list[str] = []
     terminated: set[str] = set()
+    disks = ForeseenDisks()
     for step in steps:
         if step.when is False:
             continue
@@ -37,7 +36,8 @@ def foreseen(plan: str, steps: Sequence[Step], facts: Facts) -> list[str]:
         place = (step.instance.host, name)
         before = states.get(place, frozenset({State.ABSENT}))
         lock = _lock_of(facts.of(step)) if aside else locks.get(place, _UNLOCKED)
-        conflicts += [f"{step.id}: {why}" for why in _refusals(step, before, lock, facts, terminated)]
+        conflicts += [f"{step.id}: {why}" for why in _refusals(step, before, lock, facts, terminated, disks)]
+        disks.note(step)
         if step.action == "terminate":
             terminated.add(name)
         if not aside:
@@ -49,7 +49,12 @@ def foreseen(plan: str, steps: Sequence[Step], facts: Facts) -> list[str]:
 
 
 def _refusals(
-    step: Step, before: frozenset[State], lock: frozenset[bool], facts: Facts, terminated: Collection[str]
+    step: Step,
+    before: frozenset[State],
+    lock: frozenset[bool],
+    facts: Facts,
+    terminated: Collection[str],
+    disks: ForeseenDisks,
 ) -> Iterator[str]:
     """Why a step cannot be carried out; in order: its instance's lock, its host, its instance's state."""
     name, host, verb = step.instance.name, step.instance.host, verb_for(step.action, step.arguments)
@@ -62,8 +67,7 @@ def _refusals(
         yield f"host {host} cannot {step.action}"
     if lack := _lacks(step, capabilities):
         yield f"host {host} {lack}"
-    if step.action == "resize":
-        yield from _resize_refusals(step, before, facts)
+    yield from disks.refusals(step, before, facts)
     if step.action == "launch" and (host, name) in facts.instances and State.ABSENT in before:
         yield f"host {host} has an instance of that name from elsewhere"
     if step.action == "launch" and name in terminated:
@@ -71,27 +75,6 @@ def _refusals(
         yield f"{name} is terminated earlier in this run; launch it in a run of its own"
     if not before & verb.allowed:
         yield f"{name} will be {_or(before)}; {verb.name} is allowed in: {', '.join(sorted(verb.allowed))}"
-
-
-def _resize_refusals(step: Step, before: frozenset[State], facts: Facts) -> Iterator[str]:
-    """Why the instance, as it is now, cannot become so large."""
-    found = facts.of(step)
-    if found is None or (step.operation is None and not step.arguments):
-        return
-    try:
-        sizes = sizing.wanted(step.arguments, step.instance, found)
-        sizing.growing(step.arguments, step.instance, found, facts.capacities(found.host))
-    except PlanvirtError as error:
-        yield str(error)
-        return
-    allowed = step.arguments.get("reboot")
-    if before == {State.RUNNING} and allowed is False and sizing.needs_reboot(found, sizes):
-        how = "'reboot: true' in the operation" if step.operation else "'resize: {reboot: true}' in the instance"
-        yield f"{found.name} cannot change to {_sizes(sizes)} while it runs; allow a reboot with {how}"
-
-
-def _sizes(sizes: Sizes) -> str:
-    return f"{sizes.vcpus} vcpus and {format_size(sizes.memory)}"
 
 
 def _locks(plan: str, facts: Facts) -> dict[tuple[str, str], frozenset[bool]]:

@@ -165,3 +165,36 @@ def test_a_state_that_an_operation_has_to_end_is_not_overlooked(yard: Yard, stat
     assert f"web: it is {state}, declared running; end that by an operation" in conflict
     first = {"resized": "confirm_resize", "rescued": "unrescue", "shelved": "unshelve"}[state]
     assert yard.preview(f"{SMALL}operations: [{{action: {first}, instances: [web]}}]\n").conflicts == ()
+
+
+@pytest.mark.parametrize(
+    ("operations", "words"),
+    [
+        (
+            "[{action: detach, instances: [web], with: {disk: data, delete: true}},"
+            " {action: attach, instances: [web], with: {disk: {name: data, size: 1 MiB}}}]",
+            "attach.web: disk data of web is deleted earlier in this run",
+        ),
+        ("[{action: detach, instances: [web], with: {disk: root}}]", "web boots from disk root"),
+        ("[{action: detach, instances: [web], with: {disk: kept, delete: true}}]", "declared with 'keep: true'"),
+        ("[{action: resize, instances: [web], with: {disks: {other: 2 MiB}}}]", "cannot resize disk other of web"),
+        ("[{action: resize, instances: [web], with: {disks: {data: 1 KiB}}}]", "cannot make disk data of web smaller"),
+        ("[{action: resize, instances: [web], with: {vcpus: 4}}]", "'reboot: true' in the operation"),
+    ],
+)
+def test_what_would_be_refused_half_way_is_refused_before(yard: Yard, operations: str, words: str) -> None:
+    disks = "[1 MiB, {name: data, size: 1 MiB}, {name: kept, size: 1 MiB, keep: true}]"
+    yard.run(declared(disks=disks))
+    (conflict,) = yard.preview(f"{declared(disks=disks)}operations: {operations}\n").conflicts
+    assert words in conflict
+
+
+def test_a_disk_that_the_run_attaches_can_grow_in_it(yard: Yard) -> None:
+    yard.run(SMALL)
+    text = (
+        f"{SMALL}operations:\n"
+        "  - {action: attach, instances: [web], with: {disk: {name: data, size: 1 MiB}}}\n"
+        "  - {action: resize, instances: [web], with: {disks: {data: 2 MiB}}}\n"
+    )
+    assert yard.run(text) == RunState.SUCCEEDED
+    assert sorted(volume.capacity for volume in yard.kvm1.volumes()) == [MIB, 2 * MIB]
