@@ -326,12 +326,15 @@ class Compute(Protocol):
     def set_spec(self, name: str, spec: str) -> None:
         """Change the `spec` in the instance's mark, after it was made to fit another definition."""
 
+    def set_keep(self, name: str, keep: Sequence[str]) -> None:
+        """Remember these names of disks as those that outlive the instance, in place of the earlier ones."""
+
     # The guest's agent
 
     def execute(self, name: str, command: Sequence[str], stdin: bytes, deadline: Deadline) -> Executed:
         """Run a program in the guest, with its arguments and without a shell, and return when it has ended.
 
-        Raises Transient while no agent answers. When the deadline passes first the program is killed.
+        Raises NoAgent while no agent answers. When the deadline passes first the program is killed.
         """
 
     # Looking in

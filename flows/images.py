@@ -1,19 +1,20 @@
-"""Where an instance's first disk comes from: a file of the plan, or an image in a store."""
+"""Where a disk with content comes from: a file of the plan, or an image in a store."""
 
 import os
 import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from drivers.compute import LocalImage
+from drivers.compute import LocalImage, VolumeFacts
 from drivers.errors import NotFound
 from drivers.image_file import inspect
 from drivers.image_store import StoredImage
+from flows.call import Call
 from flows.world import World
 from planvirt.deadline import Deadline
 from planvirt.errors import PlanvirtError
 from planvirt.graph import Step
-from planvirt.plan import Deferred, Image, Instance, Plan
+from planvirt.plan import Image, Instance, Plan
 from planvirt.units import format_size
 
 
@@ -27,19 +28,37 @@ def local_image(reference: str, images: Mapping[str, Image], world: World, deadl
     return world.checked_image(reference, lambda: _check(image, world, deadline))
 
 
+def base_of(call: Call, reference: str) -> VolumeFacts:
+    """The image as a volume on the step's host that disks are built on: brought there if it is not there yet."""
+    call.phase(f"fetch image {reference}")
+    image = local_image(reference, call.run.images, call.world, call.deadline)
+    return call.compute.import_image(image, call.deadline)
+
+
+def image_of(step: Step) -> str | None:
+    """The image that the step makes a disk from; None when there is none, or when an earlier step makes it."""
+    wanted = step.instance.image
+    if step.action in ("rescue", "rebuild", "restore"):
+        wanted = step.arguments.get("image", wanted)
+    elif step.action != "launch":
+        return None
+    return wanted if isinstance(wanted, str) else None
+
+
 def check_images(plan: Plan, steps: Iterable[Step], world: World) -> None:
-    """Raise, before anything is touched, what is wrong with the images that the steps launch from.
+    """Raise, before anything is touched, what is wrong with the images that the steps make disks from.
 
     An image that an earlier step makes cannot be looked at yet.
     """
     errors: dict[str, PlanvirtError] = {}
     for step in steps:
-        reference = step.instance.image
-        if step.action != "launch" or reference is None or isinstance(reference, Deferred):
+        reference = image_of(step)
+        if reference is None:
             continue
         try:
             image = local_image(reference, plan.images, world, Deadline())
-            _check_size(step.instance, reference, image)
+            if step.action == "launch":
+                _check_size(step.instance, reference, image)
         except PlanvirtError as error:
             errors.setdefault(str(error), error)
     if len(errors) == 1:

@@ -4,9 +4,11 @@ from collections.abc import Iterable, Mapping
 from typing import BinaryIO
 
 from drivers.compute import InstanceFacts, VolumeFacts
+from flows.notes import belongings, read_note
 from planvirt.errors import Conflict
 from planvirt.mark import is_cached, read_volume_name
 from planvirt.plan import Disk, Instance
+from planvirt.states import Note
 from planvirt.units import format_size
 
 ROUNDING = 4096  # hosts make a disk of whole blocks
@@ -16,22 +18,32 @@ _EXTERNAL_DATA = 1 << 2  # among the incompatible features of a qcow2 header
 def doomed(plan: str, instance: str, found: InstanceFacts, keep: Iterable[str]) -> list[str]:
     """The volumes that go with the instance. `keep` is what the plan keeps by now, besides what the host remembers.
 
-    Only what was made for this very instance goes: a disk of another one may have been attached by hand.
+    Only what was made for this very instance goes: a disk of another one may have been attached by hand. What its notes
+    say belongs to it goes, too: earlier states of disks, for which nobody asks any more.
     """
     kept = {*keep, *found.keep}
-    return [volume for volume, disk in _own(plan, instance, found).items() if disk not in kept]
+    attached = [volume for volume, disk in _own(plan, instance, found.volumes).items() if disk not in kept]
+    return list(dict.fromkeys([*attached, *_own(plan, instance, belongings(found, "volumes"))]))
+
+
+def doomed_images(found: InstanceFacts, keep: Iterable[str]) -> list[str]:
+    """The images "STORE/ID" that go with an instance that is shelved. What a disk that is kept became stays."""
+    kept = {*keep, *found.keep}
+    disks = read_note(found, Note.SHELVED).get("disks", {})
+    stay = {disks[disk]["image"] for disk in kept & disks.keys()}
+    return [image for image in belongings(found, "images") if image not in stay]
 
 
 def outliving(plan: str, instance: str, found: InstanceFacts, keep: Iterable[str]) -> list[str]:
     """The names of the disks that stay when the instance goes."""
     kept = {*keep, *found.keep}
-    return sorted({disk for disk in _own(plan, instance, found).values() if disk in kept})
+    return sorted({disk for disk in _own(plan, instance, found.volumes).values() if disk in kept})
 
 
-def _own(plan: str, instance: str, found: InstanceFacts) -> Mapping[str, str]:
-    """The instance's volumes that were made for it, with the names of the disks."""
+def _own(plan: str, instance: str, volumes: Iterable[str]) -> Mapping[str, str]:
+    """Those of the volumes that were made for the instance, with the names of the disks."""
     own = {}
-    for volume in found.volumes:
+    for volume in volumes:
         named = read_volume_name(volume)
         if named is not None and (named[0].plan, named[0].instance) == (plan, instance):
             own[volume] = named[1]
@@ -56,7 +68,7 @@ def returning(
             details=", ".join(sorted(volume.name for volume in found)),
             resolution="delete all but one of them from the host's pool",
         )
-    wrong = _difference(found[0], disk, first=disk is spec.disks[0])
+    wrong = _difference(found[0], disk)
     if wrong:
         raise Conflict(
             f"{cannot}: {wrong}",
@@ -89,11 +101,11 @@ def _run(volume: VolumeFacts) -> str:
     return volume.mark.run if volume.mark is not None else ""
 
 
-def _difference(volume: VolumeFacts, disk: Disk, *, first: bool) -> str:
+def _difference(volume: VolumeFacts, disk: Disk) -> str:
     """What makes the volume another disk than the plan's; empty when nothing does."""
     if volume.format != disk.format:
         return f"it is {volume.format}, the plan says {disk.format}"
-    if volume.base is not None and not (first and is_cached(volume.base)):
+    if volume.base is not None and not is_cached(volume.base):
         return f"it says that it is built on {volume.base}, which planvirt did not do"
     if disk.size is not None and not 0 <= volume.capacity - disk.size < ROUNDING:
         return f"it has {format_size(volume.capacity)}, the plan says {format_size(disk.size)}"

@@ -36,6 +36,13 @@ _MAIN_CALL = {
     "launch": "define",
     "stop": "request_shutdown",
     "snapshot": "export_disk",
+    "confirm_resize": "note",
+    "revert_resize": "note",
+    "shelve": "note",
+    "unshelve": "note",
+    "rebuild": "replace_disk",
+    "restore": "replace_disk",
+    "exec": "execute",
     "terminate": "set_aside",
     "lock": "note",
     "unlock": "note",
@@ -242,6 +249,10 @@ def _main_call(step: Step) -> str:
     if step.action == "wait":
         return next((call for key, call in (("for", "wait_state"), ("console", "console")) if key in step.arguments),
                     "addresses")  # fmt: skip
+    if step.action in ("attach", "detach"):
+        return f"{step.action}_disk" if "disk" in step.arguments else f"{step.action}_nic"
+    if step.action == "resize" and "disks" in step.arguments and not {"vcpus", "memory"} & set(step.arguments):
+        return "grow_disk"
     return "instances" if "aside" in step.arguments else _MAIN_CALL.get(step.action, step.action)
 
 

@@ -21,11 +21,12 @@ from drivers.compute import (
     Sizes,
     VolumeFacts,
 )
-from drivers.errors import DriverError, NameTaken, NotFound, Transient
+from drivers.errors import DriverError, NameTaken, NoAgent, NotFound
 from drivers.simulated import devices, disk_file
 from drivers.simulated.faults import Fault, suffer
 from drivers.simulated.guards import (
     aside_name,
+    dependents_of,
     is_ours,
     machine_of,
     own,
@@ -197,7 +198,7 @@ class SimulatedCompute:
                 return
             if not is_ours(name):
                 raise Conflict(f"cannot delete volume {name}: planvirt did not make it")
-            users = users_of(world, name)
+            users = dependents_of(world, name)
             if users:
                 raise Conflict(f"cannot delete volume {name}: it is in use", details=f"by {', '.join(users)}")
             del world.volumes[name]
@@ -472,6 +473,14 @@ class SimulatedCompute:
                 machine.mark = replace(machine.mark, spec=spec)
                 world.record("set_spec", name)
 
+    def set_keep(self, name: str, keep: Sequence[str]) -> None:
+        """Change which disks are kept."""
+        with self._call("set_keep", name) as world:
+            machine = own(world, name, "change the kept disks of")
+            if machine.keep != list(keep):
+                machine.keep = list(keep)
+                world.record("set_keep", name)
+
     # The guest's agent
 
     def execute(self, name: str, command: Sequence[str], stdin: bytes, deadline: Deadline) -> Executed:
@@ -482,7 +491,7 @@ class SimulatedCompute:
             require(machine, name, "run a program in", State.RUNNING)
             guest = world.guest(name)
             if not guest.agent or self._clock() < machine.started + guest.boot_seconds:
-                raise Transient(
+                raise NoAgent(
                     f"cannot run {command[0]} in {name}: its guest agent does not answer",
                     resolution="install and start qemu-guest-agent in the guest",
                 )

@@ -5,7 +5,7 @@ from drivers.errors import NotFound, OutOfSpace
 from drivers.simulated.world import Machine, Volume, World
 from planvirt.errors import Conflict
 from planvirt.mark import is_cached, read_volume_name
-from planvirt.states import State
+from planvirt.states import Note, State
 
 
 def aside_name(name: str, run: str) -> str:
@@ -74,6 +74,15 @@ def users_of(world: World, name: str) -> list[str]:
     """The instances and overlays that would lose something with the volume."""
     machines = [key for key, machine in world.instances.items() if machine.uses(name)]
     return sorted(machines + [key for key, volume in world.volumes.items() if volume.base == name])
+
+
+def dependents_of(world: World, name: str) -> list[str]:
+    """Those of its users that would miss the volume: an instance that is shelved can do without its disks."""
+    return [
+        user
+        for user in users_of(world, name)
+        if user not in world.instances or Note.SHELVED not in world.instances[user].notes
+    ]
 
 
 def reserve(world: World, name: str, size: int) -> None:

@@ -1,6 +1,24 @@
 """The verbs, each with do, probe and undo. The table of what is allowed when is planvirt.verbs."""
 
-from flows.actions import launch, lock, pause, power, sleep, snapshot, suspend, terminate, wait
+from flows.actions import (
+    attach,
+    detach,
+    execute,
+    launch,
+    lock,
+    pause,
+    power,
+    rebuild,
+    rescue,
+    resize,
+    resized,
+    shelve,
+    sleep,
+    snapshot,
+    suspend,
+    terminate,
+    wait,
+)
 from flows.actions.action import Action
 
 ACTIONS: dict[str, Action] = {
@@ -12,6 +30,18 @@ ACTIONS: dict[str, Action] = {
     "unpause": pause.UNPAUSE,
     "suspend": suspend.SUSPEND,
     "resume": suspend.RESUME,
+    "resize": resize.ACTION,
+    "confirm_resize": resized.CONFIRM,
+    "revert_resize": resized.REVERT,
+    "attach": attach.ACTION,
+    "detach": detach.ACTION,
+    "rescue": rescue.RESCUE,
+    "unrescue": rescue.UNRESCUE,
+    "shelve": shelve.SHELVE,
+    "unshelve": shelve.UNSHELVE,
+    "rebuild": rebuild.REBUILD,
+    "restore": rebuild.RESTORE,
+    "exec": execute.ACTION,
     "snapshot": snapshot.ACTION,
     "terminate": terminate.ACTION,
     "lock": lock.LOCK,

@@ -12,7 +12,7 @@ from drivers.errors import DriverError, NameTaken, Unsupported
 from flows.actions.action import Action, Finding
 from flows.actions.wait import wait_ready
 from flows.call import Call
-from flows.images import local_image
+from flows.images import base_of
 from flows.kept_disks import check_header, returning
 from planvirt.journal.records import StepRecord
 from planvirt.mark import nic_mac
@@ -146,11 +146,7 @@ def _create(call: Call, disk: Disk, name: str, base: VolumeFacts | None) -> None
 
 def _base(call: Call) -> VolumeFacts | None:
     reference = call.arguments.get("image")
-    if reference is None:
-        return None
-    call.phase(f"fetch image {reference}")
-    image = local_image(str(reference), call.run.images, call.world, call.deadline)
-    return call.compute.import_image(image, call.deadline)
+    return None if reference is None else base_of(call, str(reference))
 
 
 def _kept(call: Call, spec: Instance) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """start, stop and reboot."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Literal, cast
 
 from drivers.errors import DriverError
@@ -89,20 +90,35 @@ def _shut_down(call: Call, deadline: Deadline) -> None:
             return
 
 
-def undo_stop(call: Call) -> None:
-    """Start what ran before. A guest that still runs may yet follow the request to shut down, so it is watched."""
+def bring_down_for_undo(call: Call) -> None:
+    """Have the instance off, by force in the end. Its guest gets a moment to shut down, as other disks of it stay."""
+    grace = min(float(call.arguments.get("grace", _WATCH)), _WATCH)
+    bring_down(replace(call, arguments={"grace": grace, "force": True}))
+
+
+def run_again(call: Call) -> None:
+    """For an undo: start what ran before.
+
+    A guest that still runs may yet follow the request to shut down, so it is watched.
+    """
     if call.undo.get("was") != State.RUNNING:
         return
-    if call.state() == State.RUNNING and call.undo.get("asked"):
+    if power_of(call) == State.RUNNING and call.undo.get("asked") and "started" not in call.undo:
         grace = float(call.arguments.get("grace", _GRACE))
         try:
             call.compute.wait_state(call.instance, _OFF, call.deadline.within(min(grace, _WATCH)))
         except DeadlinePassed:
             call.deadline.check()
             return
-    if call.state() == State.STOPPED:
-        call.phase("start")
+    if power_of(call) == State.STOPPED:
+        call.phase("start", started=True)
         call.compute.start(call.instance)
+
+
+def power_of(call: Call) -> State:
+    """The hypervisor's own word for the instance's state, which no note hides."""
+    found = call.facts()
+    return State.ABSENT if found is None else found.power
 
 
 def probe_stop(call: Call) -> Finding:
@@ -126,5 +142,5 @@ def probe_reboot(_: Call) -> Finding:
 
 
 START = Action(do=do_start, probe=probe_start, undo=undo_start)
-STOP = Action(do=do_stop, probe=probe_stop, undo=undo_stop)
+STOP = Action(do=do_stop, probe=probe_stop, undo=run_again)
 REBOOT = Action(do=do_reboot, probe=probe_reboot, undo=nothing_to_undo)

@@ -7,6 +7,7 @@ from drivers.compute import VolumeFacts
 from drivers.errors import NotFound, Unsupported
 from flows.actions.action import Action, Finding
 from flows.call import Call
+from flows.disk_image import properties, upload_disk
 from planvirt.journal.records import StepRecord
 from planvirt.mark import image_id, read_volume_name
 
@@ -22,16 +23,9 @@ def do(call: Call) -> Mapping[str, Any]:
     target = call.mark(found.mark.spec).volume(f"snapshot-{call.operation}-{disk}")
     image = image_id(call.run.id, call.step)
     call.phase("create the image record", store=store.name, image=image, volume=target)
-    store.create(image, name=str(upload["name"]), format="qcow2", properties=_properties(call, found.mark.spec, disk))
-    stored = store.get(image)
-    if stored is None or stored.status != "active":  # else an earlier attempt came that far
-        call.phase("copy the disk")
-        exported = _export(call, volume, target)
-        call.phase("upload the image")
-        with call.compute.open_volume(exported.name) as data:
-            store.upload(image, data, None, call.deadline)
-    call.phase("delete the copy on the host")
-    call.compute.delete_volume(target)
+    marked = properties(call, "snapshot", found.mark.spec, disk)
+    store.create(image, name=str(upload["name"]), format="qcow2", properties=marked)
+    upload_disk(call, store, image, target, lambda: _export(call, volume, target))
     return outputs(call)
 
 
@@ -110,20 +104,6 @@ def _export(call: Call, volume: str, target: str) -> VolumeFacts:
             raise
     call.log("the guest cannot freeze its file systems: the copy is as after a power cut")
     return export(quiesce=False)
-
-
-def _properties(call: Call, spec: str, disk: str) -> dict[str, str]:
-    """The image's mark, with the names that OpenStack's image service uses where it has them."""
-    return {
-        "image_type": "snapshot",
-        "instance_uuid": call.uuid,
-        "planvirt_plan": call.run.plan,
-        "planvirt_instance": call.instance,
-        "planvirt_disk": disk,
-        "planvirt_run": call.run.id,
-        "planvirt_spec": spec,
-        "planvirt_commit": call.run.commit,
-    }
 
 
 ACTION = Action(do=do, probe=probe, undo=undo, leftovers=leftovers, outputs=outputs)

@@ -1,4 +1,4 @@
-"""terminate: set an instance aside; only the end of a successful run deletes it and its disks."""
+"""terminate: set an instance aside; only the end of a successful run deletes it and its disks, shelved ones too."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,7 +6,8 @@ from typing import Any
 from drivers.compute import InstanceFacts
 from flows.actions.action import Action, Finding
 from flows.call import Call
-from flows.kept_disks import doomed
+from flows.disk_image import delete_image
+from flows.kept_disks import doomed, doomed_images
 from planvirt.journal.records import StepRecord
 from planvirt.states import State
 
@@ -19,12 +20,12 @@ def do(call: Call) -> Mapping[str, Any]:
     if "aside" in call.arguments:
         left = _left_aside(call, call.arguments["aside"])
         if left is not None:
-            call.phase("delete at the end", volumes=_doomed(call, left), left_by=left.set_aside)
+            call.phase("delete at the end", **_belongings(call, left), left_by=left.set_aside)
         return {}
     found = call.facts()
     if found is None:
         return {}
-    call.phase("set aside", was=found.state, volumes=_doomed(call, found), aside=call.instance, run=call.run.id)
+    call.phase("set aside", was=found.power, **_belongings(call, found), aside=call.instance, run=call.run.id)
     call.compute.set_aside(call.instance, call.run.id)
     return {}
 
@@ -60,6 +61,8 @@ def commit(call: Call) -> None:
     for volume in call.undo.get("volumes", []):
         call.phase(f"delete volume {volume}")
         call.compute.delete_volume(volume)
+    for image in call.undo.get("images", []):
+        delete_image(call, image, "shelve")
 
 
 def leftovers(record: StepRecord) -> list[str]:
@@ -77,8 +80,10 @@ def _left_aside(call: Call, run: str) -> InstanceFacts | None:
     return next(found, None)
 
 
-def _doomed(call: Call, found: InstanceFacts) -> list[str]:
-    return doomed(call.run.plan, call.instance, found, call.arguments.get("keep", ()))
+def _belongings(call: Call, found: InstanceFacts) -> dict[str, list[str]]:
+    """What goes with the instance at the commit."""
+    keep = call.arguments.get("keep", ())
+    return {"volumes": doomed(call.run.plan, call.instance, found, keep), "images": doomed_images(found, keep)}
 
 
 ACTION = Action(do=do, probe=probe, undo=undo, commit=commit, leftovers=leftovers)
