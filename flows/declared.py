@@ -10,7 +10,7 @@ from planvirt.arguments import DEFAULTS
 from planvirt.errors import Conflict
 from planvirt.graph import Step
 from planvirt.mark import instance_uuid, nic_mac, read_volume_name
-from planvirt.plan import Disk, Instance, Nic
+from planvirt.plan import Deferred, Disk, Instance, Nic
 from planvirt.states import State
 from planvirt.units import format_size
 from planvirt.verbs import verb_for
@@ -145,7 +145,8 @@ def _resized(wanted: Instance, found: InstanceFacts, capacities: Mapping[str, in
 def _attached(plan: str, wanted: Instance, found: InstanceFacts, operations: Sequence[Step]) -> tuple[Decided, ...]:
     """Disks and network interfaces that the declaration has and the instance has not."""
     of_operations = [step.arguments for step in operations if step.action in ("attach", "detach")]
-    disks_of_operations = {_name(arguments["disk"]) for arguments in of_operations if "disk" in arguments}
+    disks_of_operations = [_name(arguments["disk"]) for arguments in of_operations if "disk" in arguments]
+    unsure = any(isinstance(name, Deferred) for name in disks_of_operations)
     own = {}
     for disk in found.disks:
         named = read_volume_name(disk.volume)
@@ -158,7 +159,7 @@ def _attached(plan: str, wanted: Instance, found: InstanceFacts, operations: Seq
             _check_disk(wanted, declared, present.format, present.bus)
         elif place == 0:
             raise Conflict(f"{wanted.name}: its first disk is not {declared.name}; put the disk's name back")
-        elif declared.name not in disks_of_operations:
+        elif declared.name not in disks_of_operations and not unsure:
             steps.append(Decided("attach", f"disk {declared.name} is declared", {"disk": _disk_arguments(declared)}))
     if not any({"network", "mac"} & set(arguments) for arguments in of_operations):
         steps += _nics(wanted, found)
