@@ -5,7 +5,7 @@ from pathlib import Path
 
 from drivers.simulated import SimulatedCompute
 from flows.call import RunFacts
-from flows.context import RunContext, timestamp
+from flows.context import Event, RunContext, timestamp
 from flows.executor import ThreadExecutor
 from flows.preemption import preemptions
 from flows.prepare import Prepared, prepare_destroy, prepare_run
@@ -20,6 +20,7 @@ from planvirt.journal.records import RunRecord
 from planvirt.journal.transitions import RunState
 from planvirt.load import load_plan
 from planvirt.plan import Plan
+from planvirt.secret import Secret
 
 HOSTS = ("kvm1", "kvm2")
 
@@ -41,6 +42,8 @@ class Yard:
         self.kvm1, self.kvm2 = self.hosts.values()
         self.journal = Journal(self.config.journal_url)
         self.runs = 0
+        self.secrets: dict[str, Secret] = {}
+        self.heard: list[str] = []  # what whoever watches the runs was told
 
     def plan(self, text: str, name: str = "shop") -> Plan:
         path = self.folder / f"{name}.yaml"
@@ -101,9 +104,15 @@ class Yard:
         )
         with World(self.config) as world:
             facts = RunFacts(run, plan.name, "", timestamp(time.time()), plan.images)
-            context = RunContext(facts, self.journal, world, print, plan=plan, undo_pause=0.0)
+            context = RunContext(
+                facts, self.journal, world, self._hear, plan=plan, secrets=self.secrets, undo_pause=0.0
+            )
             executor = ThreadExecutor()
             state, error = carry_out(context, steps, prepared.preview.parallel, plan.on_failure, executor)
             executor.close()
         print(state, error)
         return state
+
+    def _hear(self, event: Event) -> None:
+        print(event)
+        self.heard.append(str(event))
