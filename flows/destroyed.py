@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from drivers.compute import InstanceFacts
 from flows.facts import Facts, name_of
-from flows.kept_disks import doomed, outliving
+from flows.kept_disks import doomed, doomed_images, outliving
 from planvirt.graph import Step
 from planvirt.mark import read_volume_name
 
@@ -50,4 +50,6 @@ def _terminated(plan: str, step: Step, facts: Facts) -> str:
     stays = outliving(plan, name, found, keep)
     kept = f" (keeps {', '.join(stays)})" if stays else ""
     disks = "1 disk" if count == 1 else f"{count} disks"
-    return f"instance {place_of(found)} with {disks}{kept}"
+    images = len(doomed_images(found, keep))
+    shelved = f", shelved as {images} {'image' if images == 1 else 'images'}" if images else ""
+    return f"instance {place_of(found)} with {disks}{shelved}{kept}"

@@ -105,4 +105,5 @@ def _stores(found: Preview) -> tuple[str, ...]:
         for step in found.steps
         if step.action == "snapshot" and isinstance(step.arguments.get("upload"), Mapping)
     ]
+    stores += [step.arguments.get("store") for step in found.steps if step.action == "shelve"]
     return tuple(dict.fromkeys(store for store in stores if isinstance(store, str)))

@@ -310,7 +310,7 @@ def _spelled(key: str, value: object) -> object:
 
 
 def _let_guests_speak(replica: Replica, steps: Sequence[Step]) -> None:
-    """Have every guest say, on its console, what the plan waits for."""
+    """Have every guest say, on its console, what the plan waits for, and its programs end as the plan hopes."""
     for step in steps:
         texts = [_spelled("console", step.arguments.get("console"))]
         if step.action == "launch" and step.instance.ready is not None:
@@ -318,7 +318,15 @@ def _let_guests_speak(replica: Replica, steps: Sequence[Step]) -> None:
         with replica.host(step.instance.host).world() as world:
             name = step.instance.name
             said = [world.guest(name).console, *(f"{text}\n" for text in texts if text)]
-            world.guests[name] = {"console": "".join(said)}
+            world.guests[name] = {"console": "".join(said), "programs": world.guest(name).programs | _programs(step)}
+
+
+def _programs(step: Step) -> dict[str, dict[str, object]]:
+    """How a program ends that the plan expects to end with something else than 0."""
+    if step.action != "exec" or 0 in step.arguments["exit_codes"]:
+        return {}
+    program, code = step.arguments["command"][0], step.arguments["exit_codes"][0]
+    return {program: {"exit_code": code}} if isinstance(program, str) and isinstance(code, int) else {}
 
 
 def _bring(host: SimulatedCompute, name: str, state: State) -> None:

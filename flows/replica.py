@@ -13,12 +13,12 @@ from drivers.simulated.guards import aside_name
 from drivers.simulated.world import Machine, Volume
 from drivers.simulated.world import World as Paper
 from flows.facts import name_of
-from flows.images import local_image
+from flows.images import image_of, local_image
 from flows.world import World
 from planvirt.config import Config, HostConfig, StoreConfig
 from planvirt.deadline import Deadline
 from planvirt.graph import Step
-from planvirt.plan import Deferred, Image, Plan
+from planvirt.plan import Image, Plan
 from planvirt.states import State
 
 _ROOM = 1 << 40  # bytes that are free on every copy: a rehearsal does not tell whether disks fit
@@ -87,15 +87,15 @@ def replicate(world: World, plan: Plan, folder: Path, *, offline: bool) -> Repli
 
 
 def with_images(replica: Replica, world: World, plan: Plan, steps: Iterable[Step], *, offline: bool) -> Replica:
-    """The copy with a small stand-in for every image that the steps launch from.
+    """The copy with a small stand-in for every image that the steps make disks from.
 
     Image files on this machine are checked as a run would check them; those elsewhere are only looked up.
     """
     images: dict[str, LocalImage] = {}
     notes: list[str] = []
     for step in steps:
-        reference = step.instance.image
-        if step.action != "launch" or reference is None or isinstance(reference, Deferred) or reference in images:
+        reference = image_of(step)
+        if reference is None or reference in images:
             continue
         real = _real(reference, plan, world, offline=offline)
         if real is None:

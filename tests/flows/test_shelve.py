@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from drivers.errors import DriverError
 from flows.preview import Refused
 from flows.world import World
 from planvirt.deadline import Deadline
@@ -216,6 +217,20 @@ def test_a_terminated_instance_takes_its_images_along(shelved: Yard) -> None:
 def test_a_destroyed_instance_takes_its_images_along(shelved: Yard) -> None:
     assert shelved.destroy(PLAN) == RunState.SUCCEEDED
     assert picture(shelved) == {}
+
+
+def test_a_preview_tells_of_the_images_that_go(shelved: Yard) -> None:
+    kept = PLAN.replace("size: 1 MiB, format: raw", "size: 1 MiB, format: raw, keep: true")
+    assert "instance web on kvm1 with 2 disks, shelved as 2 images" in shelved.preview(PLAN, destroy=True).destroys
+    assert "instance web on kvm1 with 1 disk, shelved as 1 image (keeps data)" in (
+        shelved.preview(kept, destroy=True).destroys
+    )
+
+
+def test_a_store_that_cannot_be_written_to_is_refused_before_anything_is_done(yard: Yard) -> None:
+    (yard.folder / "store").write_text("in the way")
+    with pytest.raises(DriverError):
+        yard.prepare(PLAN + SHELVE)
 
 
 def test_what_a_kept_disk_became_outlives_the_instance(tmp_path: Path) -> None:

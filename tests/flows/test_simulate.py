@@ -158,6 +158,42 @@ def test_every_verb_can_fail_and_be_killed(yard: Yard, step: str) -> None:
     assert f"{step}:killed {step}:undone" in told(killed)
 
 
+REPAIR = """\
+images:
+  base: {source: ./base.raw, format: raw}
+instances:
+  db: {memory: 64 MiB, disks: [1 MiB]}
+operations:
+  - {id: look, action: exec, instances: [db], with: {command: [probe], exit_codes: [3], undo: [forget]}}
+  - {id: help, action: rescue, instances: [db], with: {image: base}}
+  - {id: well, action: unrescue, instances: [db]}
+  - {id: anew, action: rebuild, instances: [db], with: {image: base}}
+  - {id: back, action: restore, instances: [db], with: {image: base}}
+  - {id: away, action: shelve, instances: [db], with: {store: local}}
+  - {id: here, action: unshelve, instances: [db]}
+"""
+
+
+@pytest.mark.parametrize("step", [None, "look", "help", "well", "anew", "back", "away", "here"])
+@pytest.mark.parametrize("option", ["--fail", "--kill"])
+def test_a_repair_can_be_rehearsed(yard: Yard, step: str | None, option: str) -> None:
+    (yard.folder / "base.raw").write_bytes(b"base".ljust(1 << 20, b"\0"))
+    before = files(yard)
+    options = () if step is None else (option, f"{step}.db")
+    document = simulation(yard, REPAIR, *options)
+    assert (document["state"], document["leftovers"]) == ("succeeded" if step is None else "rolled_back", [])
+    assert fates(document)["db"] == "running running"
+    assert files(yard) == before
+
+
+def test_an_instance_that_is_shelved_is_unshelved_in_a_rehearsal(yard: Yard) -> None:
+    (yard.folder / "base.raw").write_bytes(b"base".ljust(1 << 20, b"\0"))
+    head = REPAIR.partition("operations:\n")[0] + "operations:\n"
+    yard.run(head + "  - {id: away, action: shelve, instances: [db], with: {store: local}}\n")
+    document = simulation(yard, head + "  - {id: here, action: unshelve, instances: [db]}\n")
+    assert (document["state"], fates(document)["db"]) == ("succeeded", "shelved running")
+
+
 def test_a_killed_process_leaves_things_and_the_rollback_removes_them(yard: Yard) -> None:
     before = files(yard)
     document = simulation(yard, NEW, "--kill", "image.db")
