@@ -137,7 +137,7 @@ ARGUMENTS: dict[str, dict[str, Parse]] = {
     "unshelve": {},
     "rebuild": {"image": _text, "grace": _duration, "force": _flag},
     "restore": {"image": _text, "disk": _text, "grace": _duration, "force": _flag},
-    "exec": {"command": _words, "stdin": _text, "exit_codes": _codes, "undo": _words},
+    "exec": {"command": _words, "stdin": _text, "exit_codes": _codes, "within": _duration, "undo": _words},
     "terminate": {},
     "lock": {},
     "unlock": {},
@@ -160,7 +160,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "shelve": _GENTLE,
     "rebuild": {"grace": 20.0, "force": True},
     "restore": {"grace": 20.0, "force": True},
-    "exec": {"exit_codes": [0]},
+    "exec": {"exit_codes": [0], "within": 60.0},
     "snapshot": {"quiesce": "never"},
 }
 

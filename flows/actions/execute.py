@@ -14,7 +14,7 @@ from planvirt.states import State
 _LARGEST = 64 << 10  # bytes that are kept of what a program writes, for each of its two streams
 _LAST_LINES = 10  # of a program that failed
 _LINE = 200  # characters of such a line
-_PATIENCE = 60.0  # seconds that an undo waits for the agent of a guest that another undo may have started just now
+_PATIENCE = 60.0  # seconds that the agent has to answer, unless the plan says `within`
 _LOOK_EVERY = 0.5  # seconds between two attempts to reach it
 
 
@@ -30,7 +30,7 @@ def do(call: Call) -> Mapping[str, Any]:
     attempt = len(_beginnings(call, "begun")) + 1
     call.phase(f"run {words[0]}", **{f"begun-{attempt}": True})
     try:
-        ended = call.compute.execute(call.instance, [str(revealed(word)) for word in words], stdin, call.deadline)
+        ended = _execute(call, [str(revealed(word)) for word in words], stdin)
     except NoAgent:
         call.phase("no agent answers in the guest", **{f"in-vain-{attempt}": True})
         raise
@@ -67,7 +67,7 @@ def undo(call: Call) -> None:
             resolution="run the command by hand; let it read the secret from a file of the guest next time",
         )
     call.phase(f"run {words[0]}")
-    ended = _execute(call, words)
+    ended = _execute(call, words, b"")
     if ended.exit_code != 0:
         raise _failure(call, words, ended, Redactor(), f"mend that, then 'planvirt rollback {call.run.id}' goes on")
 
@@ -87,12 +87,12 @@ def _beginnings(call: Call, kind: str) -> list[str]:
     return [key.removeprefix(f"{kind}-") for key in call.undo if key.startswith(f"{kind}-")]
 
 
-def _execute(call: Call, words: Sequence[str]) -> Executed:
-    """Run the undo command as soon as the agent answers."""
-    patience = call.deadline.within(_PATIENCE)
+def _execute(call: Call, words: Sequence[str], stdin: bytes) -> Executed:
+    """Run the command as soon as the agent answers: the guest may have been started just now."""
+    patience = call.deadline.within(float(call.arguments.get("within", _PATIENCE)))
     while True:
         try:
-            return call.compute.execute(call.instance, words, b"", call.deadline)
+            return call.compute.execute(call.instance, words, stdin, call.deadline)
         except NoAgent:
             if patience.over:
                 raise

@@ -12,10 +12,11 @@ from drivers.errors import DriverError, NameTaken, Unsupported
 from flows.actions.action import Action, Finding
 from flows.actions.wait import wait_ready
 from flows.call import Call
+from flows.disks import disks_of
 from flows.images import base_of
 from flows.kept_disks import check_header, returning
 from planvirt.journal.records import StepRecord
-from planvirt.mark import nic_mac
+from planvirt.mark import nic_mac, read_volume_name
 from planvirt.plan import Disk, Instance
 from planvirt.secret import revealed
 from planvirt.states import State
@@ -81,11 +82,17 @@ def outputs(call: Call) -> Mapping[str, Any]:
 
 
 def undo(call: Call) -> None:
-    """Remove the instance and the volumes that this run made; whatever was there before stays."""
-    if _own(call) is not None:
-        call.phase(f"remove {call.instance}")
+    """Remove the instance and the volumes that this run made; whatever was there before stays.
+
+    In the place of a disk that this run made there may be a copy by now, of a later run that was undone.
+    """
+    found, volumes = _own(call), call.undo.get("volumes", [])
+    if found is not None:
+        made = {named[1] for volume in volumes if (named := read_volume_name(volume)) is not None}
+        copies = [disk.volume for name, disk in disks_of(found).items() if name in made]
+        call.phase(f"remove {call.instance}", copies=copies)
         call.compute.undefine(call.instance)
-    for volume in dict.fromkeys([*call.undo.get("volumes", []), *_made(call)]):
+    for volume in dict.fromkeys([*volumes, *call.undo.get("copies", []), *_made(call)]):
         call.phase(f"delete volume {volume}")
         call.compute.delete_volume(volume)
 

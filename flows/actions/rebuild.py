@@ -9,7 +9,7 @@ from drivers.errors import NotFound
 from flows.actions.action import Action, Finding
 from flows.actions.power import bring_down, bring_down_for_undo, run_again
 from flows.call import Call
-from flows.disks import disks_of
+from flows.disks import disks_of, standing_for
 from flows.images import base_of
 from planvirt.errors import Conflict
 from planvirt.journal.records import StepRecord
@@ -71,18 +71,21 @@ def undo(call: Call) -> None:
     if "was" not in call.undo:
         return
     found, new = call.facts(), call.undo.get("new")
+    made = [] if new is None else [new]
     if found is not None:
-        if new in found.volumes:
+        now = None if new is None else standing_for(found, new, call.run.id)
+        if now is not None and now.volume != call.undo["old"]["volume"]:
+            made.append(now.volume)  # another one than the new disk when that has grown, and gone back to a copy
             bring_down_for_undo(call)
-            call.phase("put the earlier disk back")
-            call.compute.replace_disk(call.instance, new, AttachedDisk(**call.undo["old"]))
+            call.phase("put the earlier disk back", made=made)
+            call.compute.replace_disk(call.instance, now.volume, AttachedDisk(**call.undo["old"]))
         if "spec" in call.undo:
             call.phase("mark it as what it was")
             call.compute.set_spec(call.instance, call.undo["spec"])
     run_again(call)
-    if new is not None:
+    for volume in dict.fromkeys([*made, *call.undo.get("made", ())]):
         call.phase("delete the new disk")
-        call.compute.delete_volume(new)
+        call.compute.delete_volume(volume)
 
 
 def commit(call: Call) -> None:

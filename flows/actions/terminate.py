@@ -25,7 +25,14 @@ def do(call: Call) -> Mapping[str, Any]:
     found = call.facts()
     if found is None:
         return {}
-    call.phase("set aside", was=found.power, **_belongings(call, found), aside=call.instance, run=call.run.id)
+    call.phase(
+        "set aside",
+        was=found.power,
+        **_belongings(call, found),
+        preempted=call.arguments.get("preempts", []),
+        aside=call.instance,
+        run=call.run.id,
+    )
     call.compute.set_aside(call.instance, call.run.id)
     return {}
 
@@ -58,7 +65,7 @@ def commit(call: Call) -> None:
         return
     call.phase(f"delete {call.instance}")
     call.compute.delete_set_aside(call.instance, run)
-    for volume in call.undo.get("volumes", []):
+    for volume in dict.fromkeys([*call.undo.get("volumes", []), *_half_made(call)]):
         call.phase(f"delete volume {volume}")
         call.compute.delete_volume(volume)
     for image in call.undo.get("images", []):
@@ -78,6 +85,22 @@ def _left_aside(call: Call, run: str) -> InstanceFacts | None:
     """The instance as `run` has left it; None when it is gone or back."""
     found = (item for item in call.compute.instances() if (item.uuid, item.set_aside) == (call.uuid, run))
     return next(found, None)
+
+
+def _half_made(call: Call) -> list[str]:
+    """Volumes for the instance of a run that this one has pre-empted: it stopped where it was, and left them."""
+    losers = call.undo.get("preempted", ())
+    if not losers:
+        return []
+    attached = {volume for found in call.compute.instances() for volume in found.volumes}
+    return [
+        volume.name
+        for volume in call.compute.volumes()
+        if volume.mark is not None
+        and (volume.mark.plan, volume.mark.instance) == (call.run.plan, call.instance)
+        and volume.mark.run in losers
+        and volume.name not in attached
+    ]
 
 
 def _belongings(call: Call, found: InstanceFacts) -> dict[str, list[str]]:

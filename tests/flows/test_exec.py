@@ -169,9 +169,8 @@ def test_a_guest_that_does_not_run_any_more_has_nothing_to_undo(yard: Yard) -> N
 def test_an_undo_waits_for_the_agent_of_a_guest_that_another_undo_has_started(yard: Yard) -> None:
     with yard.kvm1.world() as world:
         world.guests["web"] = {"boot_seconds": 0.7}
-    patient = UNDONE.replace("instances: [web]", "instances: [web], retry: {attempts: 30, delay: 100ms, backoff: 1}")
     text = (
-        patient
+        UNDONE
         + "  - {action: stop, instances: [web]}\n  - {id: no, action: rescue, instances: [web], with: {image: x}}\n"
     )
     prepared = yard.prepare(
@@ -182,12 +181,21 @@ def test_an_undo_waits_for_the_agent_of_a_guest_that_another_undo_has_started(ya
     assert ran(yard) == ["set-up", "clean-up"]
 
 
+def test_a_guest_that_is_booting_is_waited_for(yard: Yard) -> None:
+    with yard.kvm1.world() as world:
+        world.guests["web"] = {"boot_seconds": 0.7}
+    reboot = "operations:\n  - {action: reboot, instances: [web], with: {kind: hard}}\n"
+    assert yard.run(UNDONE.replace("operations:\n", reboot)) == RunState.SUCCEEDED
+    assert ran(yard) == ["set-up"]
+
+
 def test_what_never_reached_an_agent_is_not_undone(yard: Yard) -> None:
     with yard.kvm1.world() as world:
         world.guests["web"] = {"agent": False}
-    assert yard.run(UNDONE.replace("instances: [web]", "instances: [web], retry: {attempts: 2, delay: 1ms}")) == (
-        RunState.ROLLED_BACK
+    text = UNDONE.replace("undo: [", "within: 10ms, undo: [").replace(
+        "[web], with", "[web], retry: {attempts: 2, delay: 1ms}, with"
     )
+    assert yard.run(text) == RunState.ROLLED_BACK
     assert error(yard)["brief"] == "cannot run set-up in web: its guest agent does not answer"
     assert ran(yard) == []
 
@@ -287,7 +295,7 @@ def test_an_undo_waits_until_the_agent_answers(yard: Yard) -> None:
 def test_an_undo_is_run_when_one_attempt_reached_the_guest(yard: Yard) -> None:
     answers: list[Executed | Exception] = [NoAgent("cannot"), Transient("cannot"), Executed(0, b"", b"")]
     guest, undo = Guest(yard.folder / "kvm1.json", answers), dict[str, Any]()
-    given = {"command": ["set-up"], "undo": ["clean-up"]}
+    given = {"command": ["set-up"], "undo": ["clean-up"], "within": 0.0}
     for kind in (NoAgent, Transient):
         with pytest.raises(kind):
             ACTIONS["exec"].do(call(yard, guest, undo, **given))

@@ -261,3 +261,22 @@ def test_killed_at_every_word(yard: Yard, before_it: bool, forward: bool) -> Non
         else:
             assert picture(trial.yard) == before, trial.where
     assert number > 20
+
+
+@pytest.mark.parametrize("verb", ["rebuild", "restore"])
+def test_a_new_disk_that_has_grown_since_goes_too(tmp_path: Path, verb: str) -> None:
+    text = (
+        "images:\n  base: {source: ./base.raw, format: raw}\n"
+        "instances:\n  web: {memory: 64 MiB, image: base, disks: [1 MiB]}\n"
+    )
+    yard = made(tmp_path / "grown", text)
+    before = picture(yard)
+    yard.kvm1.fail("suspend", name="web", error="error", times=None)
+    ended = yard.run(
+        f"{text}operations:\n"
+        f"  - {{action: {verb}, instances: [web], with: {{image: base}}}}\n"
+        "  - {action: resize, instances: [web], with: {disks: {root: 2 MiB}}}\n"
+        "  - {action: suspend, instances: [web]}\n"
+    )
+    assert ended == RunState.ROLLED_BACK
+    assert picture(yard) == before

@@ -402,3 +402,15 @@ def test_killed_in_any_call(tmp_path: Path, call: str, at: Any, forward: bool) -
     assert run is not None or call == "note"
     if run is not None:
         compare(yard, finish(yard, prepared, run, forward=forward), untouched, seen(good))
+
+
+def test_a_copy_that_took_a_disks_place_goes_with_the_launch_that_is_undone(tmp_path: Path) -> None:
+    yard = Yard(tmp_path)
+    text = "on_failure: keep\ninstances:\n  web: {memory: 64 MiB, disks: [1 MiB]}\n"
+    fails = "operations: [{action: suspend, instances: [web]}]\n"
+    yard.kvm1.fail("suspend", name="web", error="error", times=None)
+    assert yard.run(text + fails) == RunState.KEPT
+    grown = text.replace("on_failure: keep\n", "").replace("1 MiB", "2 MiB")
+    assert yard.run(grown + fails) == RunState.ROLLED_BACK
+    assert yard.roll_back("r1") == RunState.ROLLED_BACK
+    assert yard.left() == {}
