@@ -22,6 +22,7 @@ from flows.rollback import leftovers
 from flows.saga import carry_out
 from flows.world import World
 from planvirt.errors import Exit, PlanvirtError
+from planvirt.journal.engine import JournalError
 from planvirt.journal.journal import LEASE, Journal, LostClaim
 from planvirt.journal.records import RunRecord
 from planvirt.journal.transitions import ENDED, RunState
@@ -50,6 +51,12 @@ class Result:
     state: RunState
     error: PlanvirtError | None
     leftovers: tuple[str, ...]
+
+
+class CutShort(PlanvirtError):
+    """The run did not end, and what it did stands: it is as if its process had been killed."""
+
+    exit = Exit.ROLLBACK_INCOMPLETE
 
 
 def new_run_id() -> str:
@@ -81,13 +88,11 @@ def carry_out_prepared(
     with interruptible(context, say) as signals:
         losers = preemptions(plan.name, found.steps)
         journal.begin(record, step_records(plan.name, found.steps), losers)
-        try:
+        with _left_in_order(journal, run):
             for uuid, loser in losers.items():
                 let_notice(journal, loser, uuid, context.interrupted.wait)
             _check_unchanged(prepared, again)
             return _under_prefect(context, body, record, signals, "destroy " if prepared.kind == "destroy" else "")
-        finally:
-            _leave(journal, run)
 
 
 def _check_unchanged(prepared: Prepared, again: Callable[[], Prepared]) -> None:
@@ -100,14 +105,41 @@ def _check_unchanged(prepared: Prepared, again: Callable[[], Prepared]) -> None:
         )
 
 
-def _leave(journal: Journal, run: str) -> None:
-    """Whatever happened: a run that did not begin is cancelled, and one that did not end can be taken over at once."""
+@contextmanager
+def _left_in_order(journal: Journal, run: str) -> Iterator[None]:
+    """Whatever happens: a run that did not begin is cancelled, and one that did not end can be taken over at once.
+
+    Raises CutShort for a run that did not end because of its journal.
+    """
+    try:
+        yield
+    except JournalError as error:
+        if _leave(journal, run):
+            raise
+        raise CutShort(
+            f"cannot finish run {run}: its journal cannot be used",
+            details=error.details,
+            resolution="check that its disk has space and its database answers, "
+            "then let 'planvirt recover --wait' finish the run",
+        ) from error
+    except BaseException:
+        _leave(journal, run)
+        raise
+    else:
+        _leave(journal, run)
+
+
+def _leave(journal: Journal, run: str) -> bool:
+    """Whether the run has ended by now. One that has not is given up, if the journal takes that."""
     with suppress(PlanvirtError):  # an error that is on its way matters more
         state = journal.run(run).state
         if state == RunState.PENDING:
             journal.move_run(run, RunState.CANCELLED, "its flow did not begin")
         elif state not in ENDED:
             journal.let_go(run)
+            return False
+        return True
+    return False
 
 
 def recover_run(
@@ -133,15 +165,13 @@ def recover_run(
     facts = RunFacts(record.id, record.plan, record.commit or "", timestamp(record.created), images)
     context = RunContext(facts, journal, world, notify, plan=plan, secrets=secret_values, redact=redact)
     with interruptible(context, say) as signals:
-        try:
-            if record.state == RunState.CANCELLED:
-                return Result(record.id, record.state, None, ())
-            prefix = "resume " if plan else "rollback "
+        if record.state == RunState.CANCELLED:
+            return Result(record.id, record.state, None, ())
+        prefix = "resume " if plan else "rollback "
+        with _left_in_order(journal, record.id):
             return _under_prefect(
                 context, lambda executor: recover(context, record, executor, to), record, signals, prefix
             )
-        finally:
-            _leave(journal, record.id)
 
 
 def _under_prefect(

@@ -46,9 +46,12 @@ def connected(config: Config, environ: MutableMapping[str, str]) -> Iterator[str
 
 
 def warm_up() -> None:
-    """Begin to import Prefect, which takes a second, while something else waits for hosts."""
+    """Begin to import Prefect, which takes a second, while something else waits for hosts.
+
+    A program that ends before that waits for it: an interpreter that is cut off from an import in a thread aborts.
+    """
     if "PREFECT_API_URL" in os.environ:
-        threading.Thread(target=_import_prefect, name="warm-up", daemon=True).start()
+        threading.Thread(target=_import_prefect, name="warm-up").start()
 
 
 def _import_prefect() -> None:

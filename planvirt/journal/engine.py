@@ -14,7 +14,7 @@ from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 from planvirt.errors import ConfigError, PlanvirtError
 from planvirt.secret import Secret
 
-_BUSY = 30.0  # seconds that a writer waits for another process
+_BUSY = 30.0  # seconds that a writer waits for another process, if the url has no `timeout`
 _DRIVERS = {"postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg"}  # for urls that name none
 _SPELLING = (
     "name an SQLite file (sqlite:////FILE) or a PostgreSQL database (postgresql://USER@HOST/NAME) in [journal] url"
@@ -71,14 +71,15 @@ def _sqlite(url: URL, file: Path) -> Engine:
             details=error.strerror or str(error),
             resolution="set PLANVIRT_HOME, or [journal] url in planvirt.toml, to a place that can be written to",
         ) from error
-    engine = create_engine(url, json_serializer=_dumps, connect_args={"timeout": _BUSY, "check_same_thread": False})
+    patience = _patience(url)
+    engine = create_engine(url, json_serializer=_dumps, connect_args={"timeout": patience, "check_same_thread": False})
 
     @event.listens_for(engine, "connect")
     def _connect(connection: Any, _record: Any) -> None:
         # We begin transactions ourselves: sqlite3's own habit would take the write lock too late, and two writers that
         # both hold a read lock can only fail.
         connection.isolation_level = None
-        _write_ahead(connection)
+        _write_ahead(connection, patience)
         # Commits survive a killed process. After a power cut the last ones may be missing; names and ids are chosen
         # from the plan before anything happens, so recovery still finds what such a step made.
         connection.execute("PRAGMA synchronous=NORMAL")
@@ -92,14 +93,23 @@ def _sqlite(url: URL, file: Path) -> Engine:
     return engine
 
 
-def _write_ahead(connection: sqlite3.Connection) -> None:
+def _patience(url: URL) -> float:
+    try:
+        return float(str(url.query.get("timeout", _BUSY)))
+    except ValueError as error:
+        raise ConfigError(
+            "cannot read the journal's url: its timeout is no number of seconds", resolution=_SPELLING
+        ) from error
+
+
+def _write_ahead(connection: sqlite3.Connection, patience: float) -> None:
     """Have a write-ahead log. Making one needs the file for oneself: the one lock for which SQLite does not wait."""
-    patience = time.monotonic() + _BUSY
+    end = time.monotonic() + patience
     while True:
         try:
             connection.execute("PRAGMA journal_mode=WAL")
         except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > patience:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > end:
                 raise
             time.sleep(0.01)
         else:

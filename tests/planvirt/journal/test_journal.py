@@ -212,6 +212,7 @@ def test_a_place_that_cannot_be_written_is_an_error_in_three_parts(tmp_path: Pat
         "mysql://me:hunter2@db/planvirt",
         "sqlite://",
         "sqlite:///:memory:",
+        "sqlite:////tmp/journal.sqlite?timeout=long",
         "postgresql+nothing://me:hunter2@db/planvirt",
         "postgresql://me:hunter2@db:port/planvirt",
     ],
