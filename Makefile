@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup venv guest lint check test demo demo-clean bench clean
+.PHONY: help setup venv guest servers lint check test demo demo-clean bench clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -32,6 +32,9 @@ $(STAMP): pyproject.toml constraints.txt
 guest: ## build the tiny guest that tests and demo boot
 	@scripts/build-guest.sh $(GUEST)
 
+servers: ## install the image services that tests talk to
+	@PYTHON=$(PYTHON) scripts/setup-swift.sh .demo/swift
+
 lint: venv ## check style, types and layers only
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -45,6 +48,7 @@ test: ## everything, real virtual machines included; a fresh machine is set up f
 	@scripts/setup-system.sh test
 	@$(MAKE) --no-print-directory venv
 	@$(MAKE) --no-print-directory guest
+	@$(MAKE) --no-print-directory servers
 	@$(MAKE) --no-print-directory check
 	$(BIN)/pytest -m real
 

@@ -121,10 +121,14 @@ class Book:
 
     def _walk(self, schema: Schema, found: list[Schema]) -> None:
         found.append(schema)
-        for value in self.keys(schema).values():
+        for value in (*self.keys(schema).values(), *self._kinds(schema)):
             for inner in self._mappings(value):
                 if inner not in found:
                     self._walk(inner, found)
+
+    def _kinds(self, schema: Schema) -> Iterator[Schema]:
+        """What a mapping is more closely, which one of its keys decides."""
+        yield from (branch["then"] for branch in schema.get("allOf", ()) if "$ref" in branch.get("then", ()))
 
     def _section(self, schema: Schema, earlier: Sequence[Schema]) -> str:
         parts = [f"## {_heading(schema)}", with_code(schema.get("description", ""))]
@@ -137,6 +141,8 @@ class Book:
             parts.append(f"It has the keys of {_link(twin)}{but}{also}")
         if self.keys(shown):
             parts.append(table(("key", "value", "meaning"), self.rows(shown)))
+        if kinds := [_link(inner) for kind in self._kinds(schema) for inner in self._mappings(kind)]:
+            parts.append(f"See {joined(kinds)}.")
         return "\n\n".join(part for part in [*parts, *self.notes(schema)] if part)
 
     def _target(self, schema: Schema) -> Schema:

@@ -30,26 +30,32 @@ def pieces(data: BinaryIO) -> Iterator[bytes]:
 class Measured:
     """The data of an upload. It can be read once; afterwards its size and hash are known.
 
-    `size` is what was expected. Other data than that is refused at its end.
+    `size` is what was expected. Other data than that is refused at its end. `also` names another algorithm than SHA-256
+    to hash with.
     """
 
-    def __init__(self, id: str, data: BinaryIO, size: int | None, deadline: Deadline) -> None:
+    def __init__(self, id: str, data: BinaryIO, size: int | None, deadline: Deadline, *, also: str = "sha256") -> None:
         self._id = id
         self._expected = size
         self._deadline = deadline
-        self._digest = hashlib.sha256()
+        self._digests = {name: _hash(name) for name in ("sha256", also)}
         self._pieces = pieces(data)
         self.size = 0
 
     @property
     def checksum(self) -> str:
         """What was read so far, as "sha256:HEX"."""
-        return f"sha256:{self._digest.hexdigest()}"
+        return self.hashed("sha256")
+
+    def hashed(self, algorithm: str) -> str:
+        """What was read so far, as "ALGORITHM:HEX"."""
+        return f"{algorithm}:{self._digests[algorithm].hexdigest()}"
 
     def __iter__(self) -> Iterator[bytes]:
         """What is not read yet. Asking for a piece tells that the one before it is done."""
         for piece in self._pieces:
-            self._digest.update(piece)
+            for digest in self._digests.values():
+                digest.update(piece)
             self.size += len(piece)
             if self._expected is not None and self.size > self._expected:
                 break
@@ -73,7 +79,8 @@ class Measured:
 class Resumed(io.RawIOBase):
     """The content of a remote image, read on where a connection was cut, and compared with its record at the end.
 
-    `begin` opens the content at an offset and yields its bytes; it raises Transient when the connection is cut.
+    `begin` opens the content at an offset and yields its bytes; it raises Transient when the connection is cut. The
+    record's checksum can be of any algorithm; without one the size alone is compared.
     """
 
     def __init__(self, image: StoredImage, begin: Callable[[int], AbstractContextManager[Iterator[bytes]]]) -> None:
@@ -84,7 +91,8 @@ class Resumed(io.RawIOBase):
         self._piece = b""
         self._at = 0
         self._cuts = 0
-        self._digest = hashlib.sha256()
+        self._algorithm = (image.checksum or "sha256:").partition(":")[0]
+        self._digest = _hash(self._algorithm)
         self._open()
 
     def readable(self) -> bool:
@@ -131,8 +139,8 @@ class Resumed(io.RawIOBase):
             self._digest.update(piece)
             if self._at <= size:
                 return piece
-        found = f"sha256:{self._digest.hexdigest()}"
-        if self._at > size or found != self._image.checksum:
+        found = f"{self._algorithm}:{self._digest.hexdigest()}"
+        if self._at > size or found != (self._image.checksum or found):
             raise changed(self._image, self._at, found)
         return b""
 
@@ -149,15 +157,17 @@ class Resumed(io.RawIOBase):
         return piece
 
 
-def verify(image: StoredImage, content: AbstractContextManager[BinaryIO], deadline: Deadline) -> StoredImage:
-    """Read the content to its end, which raises WrongChecksum by itself when it is not what the record says."""
+def read_through(content: AbstractContextManager[BinaryIO], tell: Callable[[int], None]) -> None:
+    """Read a content to its end, which raises WrongChecksum by itself when it is not what its record says."""
     done = 0
-    deadline.check()
     with content as file:
         for piece in pieces(file):
             done += len(piece)
-            deadline.progress(done, image.size or done)
-    return image
+            tell(done)
+
+
+def _hash(algorithm: str) -> "hashlib._Hash":
+    return hashlib.new(algorithm, usedforsecurity=False)
 
 
 def changed(image: StoredImage, size: int, checksum: str) -> WrongChecksum:

@@ -1,7 +1,8 @@
 """Which driver answers to which name in planvirt.toml. To add one: a file, a line here, a line in its contract test."""
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
@@ -35,8 +36,14 @@ def _directory(config: StoreConfig, home: Path, _: Secrets) -> ImageStore:
     return DirectoryStore(config.name, config.path or home / "stores" / config.name)
 
 
+def _s3(config: StoreConfig, _: Path, secrets: Secrets) -> ImageStore:
+    with _extra("s3"):
+        from drivers.s3.store import S3Store
+    return S3Store.configured(config, secrets)
+
+
 COMPUTE: dict[str, Callable[[HostConfig, Path], Compute]] = {"libvirt": _libvirt, "simulated": _simulated}
-STORES: dict[str, Callable[[StoreConfig, Path, Secrets], ImageStore]] = {"directory": _directory}
+STORES: dict[str, Callable[[StoreConfig, Path, Secrets], ImageStore]] = {"directory": _directory, "s3": _s3}
 
 
 def open_compute(config: HostConfig, home: Path) -> Compute:
@@ -55,6 +62,22 @@ def open_store(config: StoreConfig, home: Path, secrets: Secrets) -> ImageStore:
         raise _unknown("store", config.name, config.driver, [*STORES, *_strangers("store.")])
     driver: ImageStore = _called(factory, config, home, secrets)
     return driver
+
+
+@contextmanager
+def _extra(name: str) -> Iterator[None]:
+    """Say which extra brings a library that is missing."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        library = (error.name or "").partition(".")[0]
+        if library in ("drivers", "planvirt"):
+            raise
+        raise ConfigError(
+            f"cannot open a store of the kind {name}",
+            details=f"the library {library} is not installed",
+            resolution=f"install planvirt with it: pip install 'planvirt[{name}]'",
+        ) from error
 
 
 def _strangers(prefix: str) -> Mapping[str, EntryPoint]:

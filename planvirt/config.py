@@ -33,7 +33,7 @@ class HostConfig:
 class StoreConfig:
     """An image store. `path` is the folder of a directory store, `settings` what other drivers read.
 
-    A setting whose name ends in `_secret` names an entry of `secrets`.
+    A setting whose name ends in `_secret` names an entry of `secrets`; one whose name ends in `_file` is a whole path.
     """
 
     name: str
@@ -259,7 +259,11 @@ def _host(name: str, table: Mapping[str, Any], folder: Path) -> HostConfig:
 
 def _store(name: str, table: Mapping[str, Any], folder: Path, home: Path) -> StoreConfig:
     driver = table.get("driver", "directory")
-    settings = {key: value for key, value in table.items() if key not in ("driver", "path")}
+    settings = {
+        key: str(_path(folder, value)) if key.endswith("_file") else value
+        for key, value in table.items()
+        if key not in ("driver", "path")
+    }
     if "path" in table:
         return StoreConfig(name, driver, _path(folder, table["path"]), settings)
     own = home / "images" if name == "local" else home / "stores" / name

@@ -2,10 +2,15 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.drivers.compute_hosts import HOSTS, Host
+
+if TYPE_CHECKING:
+    from tests.drivers.glance_server import Cloud, Glance
+    from tests.drivers.swift_server import Swift
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -24,3 +29,36 @@ def host(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Host]:
             yield host
         finally:
             host.clean()
+
+
+@pytest.fixture(scope="session")
+def swift() -> Iterator["Swift"]:
+    """An S3 server."""
+    from tests.drivers.swift_server import server
+
+    with server() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def glance_server() -> Iterator["Glance"]:
+    """A Glance that trusts who says who he is."""
+    from tests.drivers.glance_server import server
+
+    with server() as running:
+        yield running
+
+
+@pytest.fixture
+def glance(glance_server: "Glance") -> "Glance":
+    """An empty project of it."""
+    return glance_server.elsewhere()
+
+
+@pytest.fixture(scope="session")
+def cloud(glance_server: "Glance") -> Iterator["Cloud"]:
+    """The same Glance, asked through Keystone."""
+    from tests.drivers.glance_server import cloud
+
+    with cloud(glance_server) as running:
+        yield running

@@ -11,25 +11,34 @@ from drivers.compute import Compute
 from drivers.directory import DirectoryStore
 from drivers.libvirt.driver import LibvirtCompute
 from drivers.registry import COMPUTE, STORES, open_compute, open_store
+from drivers.s3.store import S3Store
 from drivers.simulated import SimulatedCompute
 from planvirt.config import HostConfig, StoreConfig
 from planvirt.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
+SETTINGS: dict[str, dict[str, str]] = {
+    "s3": {"bucket": "images", "access_key_id": "me", "secret_access_key_secret": "nobody_reads_it"},
+}
+
+
+def store_config(driver: str) -> StoreConfig:
+    """A configuration with all that a kind of store needs."""
+    return StoreConfig("s", driver=driver, settings=SETTINGS.get(driver, {}))
 
 
 def test_every_name_opens_its_driver(tmp_path: Path) -> None:
     hosts = {name: type(open_compute(HostConfig("h", driver=name), tmp_path)) for name in COMPUTE}
-    stores = {name: type(open_store(StoreConfig("s", driver=name), tmp_path, {})) for name in STORES}
+    stores = {name: type(open_store(store_config(name), tmp_path, {})) for name in STORES}
     assert hosts == {"libvirt": LibvirtCompute, "simulated": SimulatedCompute}
-    assert stores == {"directory": DirectoryStore}
+    assert stores == {"directory": DirectoryStore, "s3": S3Store}
 
 
 def test_opening_touches_nothing(tmp_path: Path) -> None:
     for name in COMPUTE:
         assert open_compute(HostConfig("h", driver=name), tmp_path).host == "h"
     for name in STORES:
-        assert open_store(StoreConfig("s", driver=name), tmp_path, {}).name == "s"
+        assert open_store(store_config(name), tmp_path, {}).name == "s"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -58,10 +67,25 @@ def test_an_unknown_store_driver_is_told_what_there_is(tmp_path: Path) -> None:
 
 
 def test_the_table_loads_no_driver_before_it_is_used() -> None:
-    code = "import sys, drivers.registry; print([m for m in sys.modules if m.startswith(('libvirt', 'drivers.'))])"
+    code = (
+        "import sys, drivers.registry; print([m for m in sys.modules if m.startswith(('libvirt', 'drivers.', 'boto'))])"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)
     loaded = set(eval(done.stdout))  # noqa: S307 - our own list of names
-    assert not loaded & {"libvirt", "drivers.libvirt", "drivers.simulated", "drivers.directory"}
+    assert not loaded & {"libvirt", "drivers.libvirt", "drivers.simulated", "drivers.directory", "drivers.s3", "boto3"}
+
+
+@pytest.mark.parametrize(("driver", "library"), [("s3", "boto3")])
+def test_a_library_that_is_not_installed_is_told_with_its_extra(driver: str, library: str, tmp_path: Path) -> None:
+    code = (
+        f"import sys; sys.modules[{library!r}] = None\n"
+        "from pathlib import Path; from drivers.registry import open_store; from planvirt.config import StoreConfig\n"
+        "from planvirt.errors import ConfigError\n"
+        f"try: open_store(StoreConfig('s', {driver!r}, settings={SETTINGS[driver]!r}), Path({str(tmp_path)!r}), {{}})\n"
+        "except ConfigError as error: print(error, error.resolution)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)
+    assert f"the library {library} is not installed" in done.stdout and f"planvirt[{driver}]" in done.stdout
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ import io
 import random
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 
@@ -29,9 +28,14 @@ CONTENTS = {
 }
 
 
-@pytest.fixture(params=STORES)
-def opener(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Opener]:
-    with STORES[request.param](tmp_path) as opener:
+@pytest.fixture(
+    params=[
+        pytest.param(name, marks=() if kind.needs == "tmp_path" else pytest.mark.real) for name, kind in STORES.items()
+    ]
+)
+def opener(request: pytest.FixtureRequest) -> Iterator[Opener]:
+    kind = STORES[request.param]
+    with kind.open(request.getfixturevalue(kind.needs)) as opener:
         yield opener
 
 
@@ -104,6 +108,16 @@ def test_creating_again_returns_what_is_there(store: ImageStore) -> None:
         with pytest.raises(Conflict):
             create(store, "one", name, kind)
     assert store.get("one") == active
+
+
+def test_names_and_properties_are_kept_as_they_are(store: ImageStore, opener: Opener) -> None:
+    name, properties = "wéb „1“ ?&=#%2F/../<x>", {"planvirt_plan": "tier", "note": "'ключ' \"=\\ <a&b> 100 %"}
+    made = store.create("one", name=name, format="raw", properties=properties)  # a store may look into the data
+    assert (made.name, made.format, made.properties) == (name, "raw", properties)
+    assert opener().get("one") == made
+    active = store.upload("one", io.BytesIO(OTHER), None, Deadline())
+    assert (active.name, active.format, active.properties, active.created) == (name, "raw", properties, made.created)
+    assert opener().find(name) == active
 
 
 @pytest.mark.parametrize("content", CONTENTS.values(), ids=CONTENTS)

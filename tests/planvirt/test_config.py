@@ -113,6 +113,23 @@ def test_an_explicit_file_must_exist(tmp_path: Path) -> None:
         ("[hosts\n", ["1:7 malformed TOML: expected ']' at the end of a table declaration"]),
         ("hosts = 3\n", ["1:1 hosts must be tables [hosts.NAME], not 3"]),
         ("\nstores.a.driver = ''\n", ["2:1 driver must be text, not an empty text"]),
+        ("\nstores.a = 3\n", ["2:1 a must be a table, not 3"]),
+        ("[stores.a]\nbucket = 'x'\n", ["2:1 unknown key 'bucket' in a directory store (known: driver, path)"]),
+        ("[stores.a]\ndriver = 's3'\n", ["1:1 an S3 store needs the key 'bucket'"]),
+        (
+            "[stores.a]\ndriver = 's3'\nbukcet = 'xyz'\n",
+            ["3:1 unknown key 'bukcet' in an S3 store (did you mean 'bucket'?)"],
+        ),
+        (
+            "[stores.a]\ndriver = 's3'\nbucket = 'xyz'\naccess_key_id = 'me'\n",
+            ["1:1 an S3 store has both of 'access_key_id' and 'secret_access_key_secret', or neither"],
+        ),
+        (
+            "[stores.a]\ndriver = 's3'\nbucket = 'xyz'\nendpoint_url = 'http://me:secret@s3'\n",
+            [
+                "4:1 endpoint_url must be a URL such as 'https://s3.example.org', without a path and without a password"
+            ],
+        ),
     ],
 )  # fmt: skip
 def test_problems(text: str, places: list[str], tmp_path: Path) -> None:
@@ -122,3 +139,32 @@ def test_problems(text: str, places: list[str], tmp_path: Path) -> None:
     found = [f"{p.line}:{p.column} {p.message}" + (f" ({p.hint})" if p.hint else "") for p in caught.value.problems]
     assert found == places
     assert str(path) in caught.value.details
+
+
+def test_a_store_of_another_kind_keeps_its_settings(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        """
+[stores.archive]
+driver = "s3"
+bucket = "images"
+ca_file = "keys/ca.pem"
+access_key_id = "me"
+secret_access_key_secret = "s3_key"
+[stores.shelf]
+driver = "of-a-stranger"
+path = "shelf"
+anything = [1]
+[secrets.s3_key]
+env = "S3_KEY"
+""",
+    )
+    stores = load_config(path, Path("/"), environ(tmp_path)).stores
+    assert stores["archive"].path is None
+    assert stores["archive"].settings == {
+        "bucket": "images",
+        "ca_file": str(tmp_path / "keys" / "ca.pem"),
+        "access_key_id": "me",
+        "secret_access_key_secret": "s3_key",
+    }
+    assert stores["shelf"] == StoreConfig("shelf", "of-a-stranger", tmp_path / "shelf", {"anything": [1]})

@@ -56,7 +56,9 @@ def test_values() -> None:
 
 @pytest.mark.parametrize(("name", "kind"), [("host", HostConfig), ("store", StoreConfig), ("secret", SecretConfig)])
 def test_configuration(name: str, kind: type) -> None:
-    assert set(config_schema()["$defs"][name]["properties"]) == set(get_type_hints(kind)) - {"name"}
+    definitions = config_schema()["$defs"]
+    described = definitions[f"directory_{name}" if name == "store" else name]
+    assert set(described["properties"]) == set(get_type_hints(kind)) - {"name", "settings"}
 
 
 def _undescribed(schema: Any, path: str, root: dict[str, Any]) -> Iterator[str]:
