@@ -76,9 +76,9 @@ def _until(call: Call, holds: Callable[[], bool], what: str) -> None:
         except DeadlinePassed as error:
             raise DeadlinePassed(f"no {what} on {call.instance}; {_last_line(call)}") from error
         found = call.facts()
-        if found is None or found.state not in (State.RUNNING, State.PAUSED):
+        if found is None or found.power not in (State.RUNNING, State.PAUSED):
             raise NotFound(
-                f"cannot wait for {what}: {call.instance} is {found.state if found else State.ABSENT}",
+                f"cannot wait for {what}: {call.instance} is {found.power if found else State.ABSENT}",
                 details=_last_line(call),
                 resolution="look at the instance's console for why it went down",
             )

@@ -58,6 +58,13 @@ def test_a_stopped_instance_is_rescued_running(yard: Yard) -> None:
     assert found is not None and (found.state, found.power) == (State.RESCUED, State.RUNNING)
 
 
+def test_a_console_is_waited_for_that_a_rescued_instance_writes_late(yard: Yard) -> None:
+    with yard.kvm1.world() as world:
+        world.guests["web"] = {"boot_seconds": 0.5, "console": "rescued"}
+    wait = "  - {id: up, action: wait, instances: [web], with: {console: rescued}}\n"
+    assert yard.run(RESCUE + wait) == RunState.SUCCEEDED
+
+
 def test_what_is_rescued_is_not_rescued_again(rescued: Yard) -> None:
     with pytest.raises(Refused) as refused:
         rescued.run(RESCUE)
