@@ -121,6 +121,22 @@ class VolumeFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class CachedVolume:
+    """A cached base image, kernel or initrd of a host, or the beginning of one.
+
+    `whole` is false while its import has not ended, or never will. `changed` is when it was last written to, in seconds
+    since the epoch. `users` are the volumes that are built on it and the instances that have it or boot from it,
+    foreign ones included.
+    """
+
+    name: str
+    allocation: int
+    whole: bool
+    changed: float
+    users: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class LocalImage:
     """An image file on this machine, already checked: its content hash, real format and virtual size in bytes."""
 
@@ -199,6 +215,9 @@ class Compute(Protocol):
     def volumes(self) -> Sequence[VolumeFacts]:
         """All volumes that planvirt made, sorted by name, cached base images included."""
 
+    def cached(self) -> Sequence[CachedVolume]:
+        """All cached images, kernels and initrds, half-made ones included, each with what uses it; sorted by name."""
+
     # Volumes
 
     def import_image(self, image: LocalImage, deadline: Deadline) -> VolumeFacts:
@@ -213,7 +232,10 @@ class Compute(Protocol):
         """Make a volume of `size` bytes: empty, or an overlay (qcow2) or full copy (raw) of the volume `base`."""
 
     def delete_volume(self, name: str) -> None:
-        """Delete a volume that bears a mark or is a cached base. A missing one counts as deleted."""
+        """Delete a volume that bears a mark or is a cached base. A missing one counts as deleted.
+
+        One that another volume is built on is a Conflict, and so is a cached one that an instance uses.
+        """
 
     def open_volume(self, name: str) -> AbstractContextManager[BinaryIO]:
         """Read the volume's file from its start, sparse parts as zeros; works over a remote connection too."""

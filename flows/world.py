@@ -3,7 +3,7 @@
 import os
 import socket
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -14,6 +14,7 @@ from drivers.registry import open_compute, open_store
 from flows.secret_sources import ConfiguredSecrets
 from planvirt.config import Config
 from planvirt.errors import ConfigError
+from planvirt.problems import did_you_mean
 from planvirt.secret import Redactor, Secret
 
 
@@ -24,6 +25,11 @@ def connects(address: str, port: int) -> bool:
             return True
     except OSError:
         return False
+
+
+def _missing(table: str, name: str, known: Iterable[str]) -> str:
+    hint = did_you_mean(name, known)
+    return "\n".join(part for part in (hint, f"add [{table}.{name}] to planvirt.toml") if part)
 
 
 class World:
@@ -66,7 +72,7 @@ class World:
                 if name not in self.config.hosts:
                     raise ConfigError(
                         f"cannot find host {name}: the configuration has none of that name",
-                        resolution=f"add [hosts.{name}] to planvirt.toml",
+                        resolution=_missing("hosts", name, self.config.hosts),
                     )
                 self._hosts[name] = open_compute(self.config.hosts[name], self.config.home)
             return self._hosts[name]
@@ -78,7 +84,7 @@ class World:
                 if name not in self.config.stores:
                     raise ConfigError(
                         f"cannot find image store {name}: the configuration has none of that name",
-                        resolution=f"add [stores.{name}] to planvirt.toml",
+                        resolution=_missing("stores", name, self.config.stores),
                     )
                 self._stores[name] = open_store(self.config.stores[name], self.config.home, self._secrets)
             return self._stores[name]

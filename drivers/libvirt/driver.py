@@ -8,6 +8,7 @@ from typing import BinaryIO, Literal
 
 from drivers.compute import (
     AttachedDisk,
+    CachedVolume,
     Capabilities,
     Domain,
     Executed,
@@ -22,6 +23,7 @@ from drivers.libvirt import (
     acceleration,
     addresses,
     agent,
+    cache,
     console,
     definitions,
     disks,
@@ -130,6 +132,10 @@ class LibvirtCompute:
     def volumes(self) -> Sequence[VolumeFacts]:
         """All volumes that planvirt made."""
         return volumes.listing(self._pool)
+
+    def cached(self) -> Sequence[CachedVolume]:
+        """All cached images and files."""
+        return cache.listing(self._pool)
 
     # Volumes
 

@@ -23,7 +23,7 @@ from drivers.libvirt.volume_xml import volume_xml
 from planvirt.deadline import Deadline
 from planvirt.mark import is_cached
 
-_COMPLETE = ".ok"
+COMPLETE = ".ok"
 _CHUNK = 1024 * 1024
 _STALE_SECONDS = 24 * 3600
 _WAIT_FOR_OTHER = 0.5
@@ -31,12 +31,12 @@ _WAIT_FOR_OTHER = 0.5
 
 def complete(pool: Pool, name: str) -> Any | None:
     """The cached volume of that name, if all of it is there."""
-    return pool.lookup(name) if pool.lookup(name + _COMPLETE) is not None else None
+    return pool.lookup(name) if pool.lookup(name + COMPLETE) is not None else None
 
 
 def is_whole(name: str, names: Container[str]) -> bool:
     """Whether a volume of a pool with such names has all its content, as far as names can tell."""
-    return not is_cached(name) or name + _COMPLETE in names
+    return not is_cached(name) or name + COMPLETE in names
 
 
 def bring(pool: Pool, path: Path, name: str, sha256: str, deadline: Deadline) -> Any:
@@ -77,7 +77,7 @@ def _write(pool: Pool, file: BinaryIO, name: str, sha256: str, deadline: Deadlin
             )
         # Only now does the pool learn the format and the virtual size of what was written.
         pool.refresh()
-        _make(pool, name + _COMPLETE, 0)
+        _make(pool, name + COMPLETE, 0)
         return _make(pool, name, length)
 
 
@@ -139,7 +139,7 @@ def _sections(file: BinaryIO, length: int) -> Iterator[tuple[int, int, bool]]:
 
 def forget(pool: Pool, name: str) -> None:
     """Delete a cached volume; its mark of completeness goes first."""
-    for each in (name + _COMPLETE, name):
+    for each in (name + COMPLETE, name):
         volume = pool.lookup(each)
         if volume is not None:
             with translated(f"delete the volume {each}"):

@@ -9,7 +9,7 @@ import libvirt
 
 from drivers.compute import VolumeFacts
 from drivers.errors import DriverError, NotFound, Transient
-from drivers.libvirt import images
+from drivers.libvirt import cache, images
 from drivers.libvirt.domain_xml import parse
 from drivers.libvirt.faults import code_of, translated
 from drivers.libvirt.pool import Pool
@@ -160,20 +160,20 @@ def delete(pool: Pool, name: str) -> None:
     """Delete a volume of ours. A missing one counts as deleted; one that others build upon is kept."""
     if not is_ours(name):
         raise Conflict(f"cannot delete the volume {name}: planvirt did not make it")
+    if is_cached(name):
+        cache.delete(pool, name)
+        return
     volume = pool.lookup(name)
     if volume is None:
         # Its name is its own in the whole host: if the pool of the configuration has changed since, it is elsewhere.
-        volume = None if is_cached(name) else pool.elsewhere(name)
+        volume = pool.elsewhere(name)
         if volume is not None:
             delete_handle(volume)
         return
     overlays = [facts.name for facts in listing(pool) if facts.base == name]
     if overlays:
         raise Conflict(f"cannot delete the volume {name}: other disks are built on it", details=", ".join(overlays))
-    if is_cached(name):
-        images.forget(pool, name)
-    else:
-        delete_handle(volume)
+    delete_handle(volume)
 
 
 def delete_handle(volume: Any) -> None:

@@ -12,6 +12,7 @@ from typing import BinaryIO, Literal
 import planvirt
 from drivers.compute import (
     AttachedDisk,
+    CachedVolume,
     Capabilities,
     Domain,
     Executed,
@@ -151,6 +152,15 @@ class SimulatedCompute:
         with self._call("volumes", self.host) as world:
             return [volume_facts(world, name) for name in sorted(world.volumes) if is_ours(name)]
 
+    def cached(self) -> Sequence[CachedVolume]:
+        """All cached volumes with their users."""
+        with self._call("cached", self.host) as world:
+            return [
+                CachedVolume(name, volume.allocation, not volume.partial, volume.changed, tuple(users_of(world, name)))
+                for name, volume in sorted(world.volumes.items())
+                if is_cached(name)
+            ]
+
     # Volumes
 
     def import_image(self, image: LocalImage, deadline: Deadline) -> VolumeFacts:
@@ -198,7 +208,7 @@ class SimulatedCompute:
                 return
             if not is_ours(name):
                 raise Conflict(f"cannot delete volume {name}: planvirt did not make it")
-            users = dependents_of(world, name)
+            users = (users_of if is_cached(name) else dependents_of)(world, name)
             if users:
                 raise Conflict(f"cannot delete volume {name}: it is in use", details=f"by {', '.join(users)}")
             del world.volumes[name]
@@ -618,7 +628,8 @@ class SimulatedCompute:
             if target in world.volumes and not world.volumes[target].partial:
                 return None
             kind = "qcow2" if target.endswith(".qcow2") else "raw"
-            return Volume(size if capacity is None else capacity, kind, content.hex(), None, len(content))
+            made, allocation = size if capacity is None else capacity, len(content)
+            return Volume(made, kind, content.hex(), None, allocation, changed=self._clock())
 
         return self._copy(call, target, target, begin, deadline)
 

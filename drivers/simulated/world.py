@@ -110,6 +110,7 @@ class Volume:
     base: str | None = None
     allocation: int = 0
     partial: bool = False  # a copy that has not ended
+    changed: float = 0.0  # when a cached one was written; others do not keep it
 
 
 @dataclass(slots=True)

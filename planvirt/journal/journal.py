@@ -5,7 +5,8 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from types import MappingProxyType, TracebackType
 from typing import Any, Self
@@ -194,6 +195,14 @@ class Journal:
         """Ids of later runs, oldest first, that did something on an instance on which this one is not undone."""
         with self._database.reading() as connection:
             return tuple(connection.execute(statements.LATER_RUNS, {"the_run": run}).scalars())
+
+    @contextmanager
+    def standstill(self) -> Iterator[None]:
+        """Let no run begin, be taken over or end in this block, which must be short: what `open` says in it holds."""
+        with self._database.writing() as connection:
+            if connection.dialect.name != "sqlite":  # which has one writer at a time anyway
+                connection.execute(statements.LOCK_RUNS)
+            yield
 
     # Steps
 

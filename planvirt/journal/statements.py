@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import Any
 
-from sqlalchemy import BindParameter, Select, and_, bindparam, delete, insert, select, update
+from sqlalchemy import BindParameter, Select, and_, bindparam, delete, insert, select, text, update
 from sqlalchemy.sql import Executable
 
 from planvirt.journal.tables import claims, runs, steps, transitions
@@ -22,6 +22,7 @@ RUN = select(runs).where(runs.c.id == _RUN)
 LOCKED_RUN = RUN.with_for_update()
 LATEST_RUNS = select(runs).order_by(runs.c.created.desc(), runs.c.id.desc()).limit(bindparam("the_limit"))
 OPEN_RUNS = select(runs).where(runs.c.state.not_in(sorted(ENDED))).order_by(runs.c.created, runs.c.id)
+LOCK_RUNS = text("LOCK TABLE runs IN SHARE ROW EXCLUSIVE MODE")  # others may read it
 UPDATE_RUN = update(runs).where(runs.c.id == _RUN)
 UPDATE_MY_RUN = update(runs).where(_MINE)
 

@@ -15,6 +15,7 @@ from drivers.compute import AttachedDisk, Compute, Domain, InstanceFacts, LocalI
 from drivers.image_file import inspect
 from drivers.libvirt.driver import LibvirtCompute
 from drivers.simulated import SimulatedCompute
+from drivers.simulated.world import Volume
 from planvirt.config import HostConfig
 from planvirt.deadline import Deadline
 from planvirt.mark import Mark, instance_uuid
@@ -39,6 +40,7 @@ class Host:
     all_volumes: Callable[[], set[str]]  # foreign ones included
     pause: Callable[[str], None]
     suspend: Callable[[str], None]
+    begin_import: Callable[[str], None] = lambda _: None  # of the cached volume of that name, and die
     make_deaf: Callable[[str], None] = lambda _: None
     hold_devices: Callable[[str], None] = lambda _: None  # let a running guest keep its devices for good
     boot: Callable[["Host", str, bool], dict[str, str]] = lambda _host, _name, _deaf: {}
@@ -182,6 +184,10 @@ def _simulated(compute: SimulatedCompute) -> Host:
         with compute.world() as world:
             return set(world.volumes)
 
+    def begin_import(name: str) -> None:
+        with compute.world() as world:
+            world.volumes[name] = Volume(4 * MIB, "raw", partial=True)
+
     def make_deaf(name: str) -> None:
         with compute.world() as world:
             world.guests[name] = {"ignores_shutdown": True}
@@ -196,6 +202,7 @@ def _simulated(compute: SimulatedCompute) -> Host:
         all_volumes=all_volumes,
         pause=lambda name: set_state(name, State.PAUSED),
         suspend=lambda name: set_state(name, State.SUSPENDED),
+        begin_import=begin_import,
         make_deaf=make_deaf,
         hold_devices=hold_devices,
     )

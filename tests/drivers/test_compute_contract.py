@@ -2,6 +2,7 @@
 
 import ipaddress
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -200,6 +201,51 @@ def test_an_overlay_shows_its_base_and_a_raw_copy_stands_alone(host: Host, tmp_p
     host.compute.delete_volume(overlay)
     host.compute.delete_volume(base)
     assert content_of(host.compute.open_volume(copy), tmp_path, "raw", len(CONTENT)) == CONTENT
+
+
+@pytest.mark.needs("files")
+def test_a_cached_image_is_listed_with_what_is_built_on_it(host: Host, tmp_path: Path) -> None:
+    began = time.time()
+    image = image_file(tmp_path, CONTENT, format="qcow2")
+    base = host.compute.import_image(image, host.deadline()).name
+    (fresh,) = [cached for cached in host.compute.cached() if cached.name == base]
+    assert (fresh.whole, fresh.users) == (True, ())
+    assert fresh.allocation > 0
+    assert began - 2 <= fresh.changed <= time.time() + 2  # file systems round times
+    overlay = host.volume(base=base)
+    (used,) = [cached for cached in host.compute.cached() if cached.name == base]
+    assert used.users == (overlay,)
+    host.compute.delete_volume(overlay)
+    host.compute.delete_volume(base)
+    assert base not in {cached.name for cached in host.compute.cached()}
+
+
+@pytest.mark.needs("files")
+def test_an_import_that_did_not_end_is_listed_as_half_made_and_can_be_deleted(host: Host, tmp_path: Path) -> None:
+    image = image_file(tmp_path, CONTENT, format="raw")
+    name = cached_image(image.sha256, "raw")
+    host.begin_import(name)
+    (half,) = [cached for cached in host.compute.cached() if cached.name == name]
+    assert (half.whole, half.users) == (False, ())
+    host.compute.delete_volume(name)
+    assert name not in host.all_volumes()
+
+
+@pytest.mark.needs("files")
+def test_a_kernel_that_an_instance_boots_from_is_not_deleted(host: Host, tmp_path: Path) -> None:
+    image = image_file(tmp_path, host.name("kernel").encode(), format="raw", size=20 * 1024)
+    kernel = host.compute.import_file(image.path, image.sha256, host.deadline())
+    domain = replace(host.domain(), kernel=kernel, initrd=None)
+    host.compute.define(domain)
+    host.compute.set_aside(domain.name, "r7")
+    (cached,) = [cached for cached in host.compute.cached() if cached.name == kernel]
+    assert len(cached.users) == 1 and domain.name in cached.users[0]
+    with pytest.raises(Conflict):
+        host.compute.delete_volume(kernel)
+    assert kernel in host.all_volumes()
+    host.compute.delete_set_aside(domain.name, "r7")
+    host.compute.delete_volume(kernel)
+    assert kernel not in host.all_volumes()
 
 
 @pytest.mark.needs("files")

@@ -43,6 +43,11 @@ def host(guest: Guest) -> Iterator[Host]:
             with qemu.door() as connection:
                 connection.lookupByName(name).managedSave(0)
 
+        def begin_import(name: str) -> None:
+            with qemu.door() as connection:
+                pool = connection.storagePoolLookupByName(qemu.pool)
+                pool.createXML(f"<volume><name>{name}</name><capacity>4096</capacity></volume>", 0)
+
         def boot(host: Host, name: str, deaf: bool) -> dict[str, str]:
             kernel, initrd = guest.imported(compute)
             cmdline = f"console=ttyS0 quiet planvirt.name={name}" + (" planvirt.ignore-acpi" if deaf else "")
@@ -54,6 +59,7 @@ def host(guest: Guest) -> Iterator[Host]:
             all_volumes=all_volumes,
             pause=pause,
             suspend=suspend,
+            begin_import=begin_import,
             hold_devices=pause,  # a guest that stands still lets nothing go
             boot=boot,
             greeting="planvirt guest up: {name}",

@@ -246,3 +246,27 @@ def test_only_its_owner_lets_a_run_go(journal: Journal, other: Journal) -> None:
     journal.move_run("r1", RunState.KEPT, "on")
     journal.let_go("r1")
     assert journal.transitions("r1")[-1].why == "on"
+
+
+def test_no_run_begins_or_is_taken_over_in_a_standstill(journal: Journal, other: Journal, clock: Clock) -> None:
+    journal.begin(record("dead"), [step("a")])
+    journal.move_run("dead", RunState.RUNNING, "test")
+    clock.now += LEASE + 1
+    ends: list[str] = []
+
+    def begin() -> None:
+        other.begin(record("new"), [step("b")])
+        other.take_over("dead", "test")
+        ends.append("began")
+
+    thread = threading.Thread(target=begin)
+    with journal.standstill():
+        thread.start()
+        thread.join(0.3)
+        assert [run.id for run, _ in journal.open()] == ["dead"]
+        assert ends == []
+        ends.append("standstill")
+    thread.join(30)
+    assert ends == ["standstill", "began"]
+    assert [run.id for run, _ in journal.open()] == ["dead", "new"]
+    assert journal.run("dead").state == RunState.ROLLING_BACK
