@@ -13,6 +13,7 @@ from planvirt.deadline import Deadline
 class StoredImage:
     """An image in a store. `size` is bytes and `checksum` "sha256:HEX", both None until the data is there and verified.
 
+    Of an image that others made, the checksum is what the store has: "sha512:HEX", or None if it is of no known kind.
     `status` is "queued" (a record without data), "saving" or "active". `created` is seconds since the epoch.
     """
 

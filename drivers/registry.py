@@ -42,8 +42,18 @@ def _s3(config: StoreConfig, _: Path, secrets: Secrets) -> ImageStore:
     return S3Store.configured(config, secrets)
 
 
+def _glance(config: StoreConfig, _: Path, secrets: Secrets) -> ImageStore:
+    with _extra("glance"):
+        from drivers.glance.store import GlanceStore
+    return GlanceStore.configured(config, secrets)
+
+
 COMPUTE: dict[str, Callable[[HostConfig, Path], Compute]] = {"libvirt": _libvirt, "simulated": _simulated}
-STORES: dict[str, Callable[[StoreConfig, Path, Secrets], ImageStore]] = {"directory": _directory, "s3": _s3}
+STORES: dict[str, Callable[[StoreConfig, Path, Secrets], ImageStore]] = {
+    "directory": _directory,
+    "glance": _glance,
+    "s3": _s3,
+}
 
 
 def open_compute(config: HostConfig, home: Path) -> Compute:

@@ -130,6 +130,43 @@ def test_an_explicit_file_must_exist(tmp_path: Path) -> None:
                 "4:1 endpoint_url must be a URL such as 'https://s3.example.org', without a path and without a password"
             ],
         ),
+        (
+            "[stores.a]\ndriver = 'glance'\n",
+            ["1:1 a Glance store needs 'auth_url', or the 'url' of a server that asks nobody who he is"],
+        ),
+        (
+            "[stores.a]\ndriver = 'glance'\nauth_url = 'https://cloud:5000/v3'\n",
+            ["1:1 with 'auth_url' a Glance store needs either 'username' or 'application_credential_id'"],
+        ),
+        (
+            "[stores.a]\ndriver = 'glance'\nauth_url = 'https://cloud'\nusername = 'me'\n",
+            ["1:1 a Glance store has all of 'username', 'password_secret' and 'project', or none"],
+        ),
+        (
+            "[stores.a]\ndriver = 'glance'\nauth_url = 'https://cloud'\napplication_credential_id = 'me'\n",
+            [
+                "1:1 a Glance store has both of 'application_credential_id' and 'application_credential_secret',"
+                " or neither"
+            ],
+        ),
+        (
+            "[stores.a]\ndriver = 'glance'\nurl = 'http://glance'\nregion = 'north'\n",
+            [
+                "1:1 'username', 'application_credential_id', 'region' and 'interface' are for Keystone:"
+                " they need 'auth_url'"
+            ],
+        ),
+        (
+            "[stores.a]\ndriver = 'glance'\nurl = 'http://me:secret@glance'\n",
+            ["3:1 it must be a URL such as 'https://cloud.example.org', without a password"],
+        ),
+        (
+            "[stores.a]\ndriver = 'glance'\nurl = 'http://glance'\nheaders = {'Roles:' = 'x', X-User-Id = \"a\\nb\"}\n",
+            [
+                "4:1 'Roles:' must be the name of a header (did you mean 'roles'?)",
+                "4:1 X-User-Id must be text without special characters, not 'a b'",
+            ],
+        ),
     ],
 )  # fmt: skip
 def test_problems(text: str, places: list[str], tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""The Glance driver: images in OpenStack's image service."""
