@@ -42,14 +42,26 @@ def commit(context: RunContext, executor: Executor) -> tuple[RunState, PlanvirtE
 def _work(context: RunContext, record: StepRecord) -> Work:
     journal, run = context.journal, context.run.id
 
+    deleted: list[str] = []  # what the action says that it deletes; often there is nothing
+
     def carry_out(call: Call) -> None:
+        tell = call.log
+
+        def log(text: str) -> None:
+            if not deleted:
+                context.tell("commit", record)
+            deleted.append(text)
+            tell(text)
+
+        call.log = log
         deferred = ACTIONS[record.action].commit
         if deferred is not None:
             deferred(call)
 
     def end() -> None:
-        journal.move_step(run, record.id, StepState.COMMITTED, "deleted for good")
-        context.tell("committed", record)
+        journal.move_step(run, record.id, StepState.COMMITTED, "deleted for good" if deleted else "nothing to delete")
+        if deleted:
+            context.tell("committed", record)
 
     def failed(error: dict[str, str]) -> None:
         journal.note_error(run, record.id, error)
@@ -59,7 +71,7 @@ def _work(context: RunContext, record: StepRecord) -> Work:
         context,
         record,
         "commit",
-        begin=lambda _: context.tell("commit", record),
+        begin=lambda _: None,
         carry_out=carry_out,
         end=end,
         failed=failed,
