@@ -54,47 +54,55 @@ class RefusedImage(DriverError):
 
 
 def inspect(
-    path: Path, *, checksum: str | None, declared_format: str | None, deadline: Deadline | None = None
+    path: Path,
+    *,
+    checksum: str | None,
+    declared_format: str | None,
+    deadline: Deadline | None = None,
+    called: str | None = None,
 ) -> LocalImage:
-    """Read the whole file once; compare its checksum and its format with what the plan says, and judge its header."""
-    deadline = deadline or Deadline()
+    """Read the whole file once; compare its checksum and its format with what the plan says, and judge its header.
+
+    `called` is what messages name the file.
+    """
+    deadline, name = deadline or Deadline(), called or str(path)
     if checksum is not None and _CHECKSUM.fullmatch(checksum.lower()) is None:
         raise RefusedImage(
-            f"cannot check {path}: {checksum[:20]!r} is no checksum", resolution="write sha256:HEX or sha512:HEX"
+            f"cannot check {name}: {checksum[:20]!r} is no checksum", resolution="write sha256:HEX or sha512:HEX"
         )
-    with _opened(path) as file:
+    with _opened(path, name) as file:
         before = os.fstat(file.fileno())
-        _check_size(path, before.st_size)
+        _check_size(name, before.st_size)
         head = file.read(_HEAD)
         file.seek(0)
         size, sha256, sha512 = _digests(file, before.st_size, deadline, longer=(checksum or "").startswith("sha512:"))
         after = os.fstat(file.fileno())
     if (before.st_size, before.st_mtime_ns, before.st_size) != (after.st_size, after.st_mtime_ns, size):
-        raise RefusedImage(f"cannot use {path}: it changed while it was read")
+        raise RefusedImage(f"cannot use {name}: it changed while it was read")
     if checksum is not None:
-        _compare(path, checksum.lower(), f"sha512:{sha512}" if sha512 else f"sha256:{sha256}")
-    found = _format(path, head, declared_format)
-    virtual_size = _qcow2_size(path, head, size) if found == "qcow2" else -(-size // 512) * 512
+        _compare(name, checksum.lower(), f"sha512:{sha512}" if sha512 else f"sha256:{sha256}")
+    found = _format(name, head, declared_format)
+    virtual_size = _qcow2_size(name, head, size) if found == "qcow2" else -(-size // 512) * 512
     return LocalImage(path, sha256, found, virtual_size)
 
 
-def _opened(path: Path) -> BinaryIO:
+def _opened(path: Path, name: str) -> BinaryIO:
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a named pipe must not make us wait
     except FileNotFoundError as error:
-        raise NotFound(f"cannot find image file {path}") from error
+        raise NotFound(f"cannot find image file {name}") from error
     except OSError as error:
-        raise DriverError(f"cannot open image file {path}", details=str(error)) from error
+        raise DriverError(f"cannot open image file {name}", details=str(error)) from error
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
-        raise RefusedImage(f"cannot use {path}: it is no regular file")
+        raise RefusedImage(f"cannot use {name}: it is no regular file")
     return os.fdopen(handle, "rb")
 
 
-def _check_size(path: Path, size: int) -> None:
+def _check_size(name: str, size: int) -> None:
     """Refuse a file before it is read for hours."""
     if not 0 < size <= LARGEST:
-        raise RefusedImage(f"cannot use {path}: a disk of {size} bytes is not possible")
+        raise RefusedImage(f"cannot use {name}: a disk of {size} bytes is not possible")
 
 
 def _digests(file: BinaryIO, total: int, deadline: Deadline, *, longer: bool) -> tuple[int, str, str | None]:
@@ -108,32 +116,32 @@ def _digests(file: BinaryIO, total: int, deadline: Deadline, *, longer: bool) ->
     return done, sha256.hexdigest(), sha512.hexdigest() if longer else None
 
 
-def _compare(path: Path, expected: str, found: str) -> None:
+def _compare(name: str, expected: str, found: str) -> None:
     if found != expected:
         raise WrongChecksum(
-            f"cannot use {path}: its checksum is wrong",
+            f"cannot use {name}: its checksum is wrong",
             details=f"it is {found[:19]}…, the plan says {expected[:19]}…",
             resolution="fetch the file again; if its publisher has changed it, change the checksum in the plan",
         )
 
 
-def _format(path: Path, head: bytes, declared: str | None) -> Literal["qcow2", "raw"]:
+def _format(name: str, head: bytes, declared: str | None) -> Literal["qcow2", "raw"]:
     """What the file really is, if that is allowed and what was declared."""
     foreign = next((name for at, magic, name in _SIGNATURES if head.startswith(magic, at)), None)
     if foreign is not None:
         raise RefusedImage(
-            f"cannot use {path}: it is a {foreign} image",
+            f"cannot use {name}: it is a {foreign} image",
             resolution=f"convert it with 'qemu-img convert -f {foreign} -O qcow2', if you trust it",
         )
     packed = next((name for magic, name in _PACKED if head.startswith(magic)), None)
     if packed is not None:
-        raise RefusedImage(f"cannot use {path}: it is packed with {packed}", resolution="unpack it first")
+        raise RefusedImage(f"cannot use {name}: it is packed with {packed}", resolution="unpack it first")
     if _PAGE.match(head):
-        raise RefusedImage(f"cannot use {path}: it is a web page", resolution="check where it was fetched from")
+        raise RefusedImage(f"cannot use {name}: it is a web page", resolution="check where it was fetched from")
     found: Literal["qcow2", "raw"] = "qcow2" if head.startswith(b"QFI") else "raw"
     if declared is not None and declared != found:
         raise RefusedImage(
-            f"cannot use {path}: it is {found}, but the plan says {declared}",
+            f"cannot use {name}: it is {found}, but the plan says {declared}",
             resolution=f"write 'format: {found}' if you trust the file",
         )
     return found
@@ -178,12 +186,12 @@ class _Header:
         return 1 << self.cluster_bits
 
 
-def _qcow2_size(path: Path, head: bytes, file_size: int) -> int:
+def _qcow2_size(name: str, head: bytes, file_size: int) -> int:
     """The size of the disk in the image, if nothing is wrong with its header."""
     header = _read_header(head)
     fault = "its header is cut off" if header is None else _fault(header, head, file_size)
     if header is None or fault is not None:
-        raise RefusedImage(f"cannot use {path}: {fault}", resolution="make a plain, flat qcow2 image of it")
+        raise RefusedImage(f"cannot use {name}: {fault}", resolution="make a plain, flat qcow2 image of it")
     return header.size
 
 

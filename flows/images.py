@@ -1,4 +1,4 @@
-"""Where a disk with content comes from: a file of the plan, or an image in a store."""
+"""Where a disk with content comes from: a file of the plan, a file of the web, or an image in a store."""
 
 import os
 import tempfile
@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from drivers.compute import LocalImage, VolumeFacts
-from drivers.errors import NotFound
+from drivers.download import download, whole_file
+from drivers.errors import NotFound, WrongChecksum
 from drivers.image_file import inspect
 from drivers.image_store import StoredImage
 from flows.call import Call
@@ -16,6 +17,7 @@ from planvirt.errors import PlanvirtError
 from planvirt.graph import Step
 from planvirt.plan import Image, Instance, Plan
 from planvirt.units import format_size
+from planvirt.web import is_address, shown
 
 
 class UnusableImages(PlanvirtError):
@@ -25,7 +27,15 @@ class UnusableImages(PlanvirtError):
 def local_image(reference: str, images: Mapping[str, Image], world: World, deadline: Deadline) -> LocalImage:
     """The checked image file behind the name of one of the plan's images, or behind a store reference "STORE/IMAGE"."""
     image = images.get(reference) or Image(name=reference, source=reference)
-    return world.checked_image(reference, lambda: _check(image, world, deadline))
+    return world.checked_image(reference, lambda: _check(image, world, deadline), deadline)
+
+
+def at_hand(reference: str, images: Mapping[str, Image], world: World) -> bool:
+    """Whether the image can be looked at without fetching it from the web."""
+    image = images.get(reference)
+    if image is None or image.checksum is None or not is_address(image.source) or world.has_checked(reference):
+        return True
+    return whole_file(_downloads(world), image.checksum).exists()
 
 
 def base_of(call: Call, reference: str) -> VolumeFacts:
@@ -48,12 +58,13 @@ def image_of(step: Step) -> str | None:
 def check_images(plan: Plan, steps: Iterable[Step], world: World) -> None:
     """Raise, before anything is touched, what is wrong with the images that the steps make disks from.
 
-    An image that an earlier step makes cannot be looked at yet.
+    An image that an earlier step makes cannot be looked at yet, nor one that is still in the web: the step fetches it,
+    which can take long, be tried again, and goes on where it was.
     """
     errors: dict[str, PlanvirtError] = {}
     for step in steps:
         reference = image_of(step)
-        if reference is None:
+        if reference is None or not at_hand(reference, plan.images, world):
             continue
         try:
             image = local_image(reference, plan.images, world, Deadline())
@@ -85,6 +96,8 @@ def _check_size(instance: Instance, reference: str, image: LocalImage) -> None:
 def _check(image: Image, world: World, deadline: Deadline) -> LocalImage:
     if image.source.startswith("/"):
         return inspect(Path(image.source), checksum=image.checksum, declared_format=image.format)
+    if is_address(image.source):
+        return _from_the_web(image, world, deadline)
     store_name, _, wanted = image.source.partition("/")
     store = world.store(store_name)
     stored = store.find(wanted)
@@ -94,6 +107,26 @@ def _check(image: Image, world: World, deadline: Deadline) -> LocalImage:
         )
     path = store.path(stored.id) or _fetch(stored, world, deadline)
     return inspect(path, checksum=image.checksum or stored.checksum, declared_format=image.format or stored.format)
+
+
+def _from_the_web(image: Image, world: World, deadline: Deadline) -> LocalImage:
+    """Fetch the image unless it is there. A copy that has gone bad on this machine's disk is fetched anew."""
+    folder = _downloads(world)
+
+    def look(path: Path) -> LocalImage:
+        called = shown(image.source)
+        return inspect(path, checksum=image.checksum, declared_format=image.format, deadline=deadline, called=called)
+
+    path = download(image.source, image.checksum, folder, deadline)
+    try:
+        return look(path)
+    except WrongChecksum:
+        path.unlink(missing_ok=True)
+        return look(download(image.source, image.checksum, folder, deadline))
+
+
+def _downloads(world: World) -> Path:
+    return world.cache / "downloads"
 
 
 def _fetch(stored: StoredImage, world: World, deadline: Deadline) -> Path:

@@ -13,13 +13,14 @@ from drivers.simulated.guards import aside_name
 from drivers.simulated.world import Machine, Volume
 from drivers.simulated.world import World as Paper
 from flows.facts import name_of
-from flows.images import image_of, local_image
+from flows.images import at_hand, image_of, local_image
 from flows.world import World
 from planvirt.config import Config, HostConfig, StoreConfig
 from planvirt.deadline import Deadline
 from planvirt.graph import Step
 from planvirt.plan import Image, Plan
 from planvirt.states import State
+from planvirt.web import is_address
 
 _ROOM = 1 << 40  # bytes that are free on every copy: a rehearsal does not tell whether disks fit
 _UNKNOWN_SIZE = 1 << 20  # bytes of a disk or an image that cannot be looked at
@@ -139,8 +140,10 @@ def _fill(paper: Paper, seen: _Seen) -> None:
 def _real(reference: str, plan: Plan, world: World, *, offline: bool) -> LocalImage | None:
     """The real image; None when it is not on this machine. Raises what is wrong with it."""
     image = plan.images.get(reference) or Image(name=reference, source=reference)
+    if not at_hand(reference, plan.images, world):
+        return None
     name, _, wanted = image.source.partition("/")
-    if name:
+    if name and not is_address(image.source):
         if offline:
             return None
         store = world.store(name)

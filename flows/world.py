@@ -13,9 +13,12 @@ from drivers.image_store import ImageStore
 from drivers.registry import open_compute, open_store
 from flows.secret_sources import ConfiguredSecrets
 from planvirt.config import Config
+from planvirt.deadline import Deadline
 from planvirt.errors import ConfigError
 from planvirt.problems import did_you_mean
 from planvirt.secret import Redactor, Secret
+
+_GLANCE = 0.25  # seconds
 
 
 def connects(address: str, port: int) -> bool:
@@ -89,14 +92,29 @@ class World:
                 self._stores[name] = open_store(self.config.stores[name], self.config.home, self._secrets)
             return self._stores[name]
 
-    def checked_image(self, reference: str, check: Callable[[], LocalImage]) -> LocalImage:
-        """The image that `check` yields, asked once: hashing a large file for every instance would take long."""
+    def checked_image(
+        self, reference: str, check: Callable[[], LocalImage], deadline: Deadline | None = None
+    ) -> LocalImage:
+        """The image that `check` yields, asked once: hashing a large file for every instance would take long.
+
+        Whoever comes meanwhile waits for it, until the deadline.
+        """
         with self._lock:
             lock = self._image_locks.setdefault(reference, threading.Lock())
-        with lock:
+        while not lock.acquire(timeout=_GLANCE):
+            if deadline is not None:
+                deadline.check()
+        try:
             if reference not in self._images:
                 self._images[reference] = check()
             return self._images[reference]
+        finally:
+            lock.release()
+
+    def has_checked(self, reference: str) -> bool:
+        """Whether the image has been looked at already."""
+        with self._lock:
+            return reference in self._images
 
     @property
     def cache(self) -> Path:

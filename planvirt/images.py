@@ -8,9 +8,9 @@ from planvirt.paths import PathRefused
 from planvirt.plan import Deferred, Image
 from planvirt.problems import did_you_mean
 from planvirt.section import Section
+from planvirt.web import AddressRefused, check_address, is_address
 
 _STORED = re.compile(r"([a-z][a-z0-9-]*)/([^/\s][^\s]*)")
-_URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://.*", re.DOTALL)
 
 
 def build_images(build: Build) -> dict[str, Image]:
@@ -30,10 +30,9 @@ def _source(section: Section, build: Build) -> str | None:
     text, at = section.get("source"), section.at("source")
     if text is None:
         return None
-    if _URL.fullmatch(text):
-        hint = "download the image first and give its path"
-        build.problems.add(at, "an image cannot be fetched from a URL yet", hint)
-    elif text.startswith(("/", "./", "../")):
+    if is_address(text):
+        return _address(text, section, build)
+    if text.startswith(("/", "./", "../")):
         try:
             return str(build.bounds.resolve(text))
         except PathRefused as refused:
@@ -46,8 +45,24 @@ def _source(section: Section, build: Build) -> str | None:
         return str(text)
     else:
         hint = f"did you mean './{text}'?" if "/" not in text else "start a path with './', '../' or '/'"
-        message = "an image's source is a path that starts with './', '../' or '/', or STORE/IMAGE"
+        message = "an image's source is a path that starts with './', '../' or '/', STORE/IMAGE, or https://…"
         build.problems.add(at, message, hint)
+    return None
+
+
+def _address(text: str, section: Section, build: Build) -> str | None:
+    """An address of the web. What comes from there is known only by its checksum."""
+    at = section.at("source")
+    try:
+        check_address(text)
+    except AddressRefused as refused:
+        build.problems.add(at, str(refused), refused.hint)
+        return None
+    if "checksum" in section.data:
+        return text
+    if not build.problems.is_broken(section.at("checksum")):
+        hint = "add 'checksum: sha256:…' or 'sha512:…', as its publisher gives it"
+        build.problems.add(at, "an image from the web needs a checksum", hint)
     return None
 
 

@@ -99,8 +99,7 @@ def _begin(
     redact = Redactor()
     secrets = ConfiguredSecrets(settings, os.environ, redact)
     steps = [(step.id, step.action, step.instance.name) for step in prepared.preview.steps]
-    with connected(settings, os.environ) as pages:
-        warm_up()
+    with connected(settings, os.environ) as pages, warm_up():
         secrets.check(prepared.preview.steps)
         check_images(prepared.plan, prepared.preview.steps, world)
         with reporter(output, steps) as view:

@@ -45,13 +45,20 @@ def connected(config: Config, environ: MutableMapping[str, str]) -> Iterator[str
     yield url.removesuffix("/api")
 
 
-def warm_up() -> None:
-    """Begin to import Prefect, which takes a second, while something else waits for hosts.
+@contextmanager
+def warm_up() -> Iterator[None]:
+    """Begin to import Prefect, which takes a second, while the block waits for something else.
 
-    A program that ends before that waits for it: an interpreter that is cut off from an import in a thread aborts.
+    A block that ends early waits for that: an interpreter that ends meanwhile lets the import fail, or aborts.
     """
+    thread = threading.Thread(target=_import_prefect, name="warm-up")
     if "PREFECT_API_URL" in os.environ:
-        threading.Thread(target=_import_prefect, name="warm-up").start()
+        thread.start()
+    try:
+        yield
+    finally:
+        if thread.is_alive():
+            thread.join()
 
 
 def _import_prefect() -> None:
