@@ -23,6 +23,7 @@ class Capabilities:
     console: bool = True
     addresses: bool = True
     grow_disks: bool = True
+    compressions: frozenset[str] = frozenset()  # what `compress_volume` knows
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,6 +238,12 @@ class Compute(Protocol):
         One that another volume is built on is a Conflict, and so is a cached one that an instance uses.
         """
 
+    def compress_volume(self, name: str, target: str, compression: str, deadline: Deadline) -> VolumeFacts:
+        """Copy a flat qcow2 volume into the new volume `target`, compressed; one that is there already is replaced.
+
+        When the call fails or its deadline passes, `target` is gone.
+        """
+
     def open_volume(self, name: str) -> AbstractContextManager[BinaryIO]:
         """Read the volume's file from its start, sparse parts as zeros; works over a remote connection too."""
 
@@ -369,9 +376,24 @@ class Compute(Protocol):
 
     # Snapshot
 
-    def export_disk(self, name: str, disk: str, target: str, *, quiesce: bool, deadline: Deadline) -> VolumeFacts:
-        """Copy the content of the volume `disk` of instance `name` into a new flat qcow2 volume `target`.
+    def export_disks(
+        self,
+        name: str,
+        disks: Mapping[str, str],
+        *,
+        quiesce: bool = False,
+        format: Literal["qcow2", "raw"] = "qcow2",
+        deadline: Deadline,
+    ) -> Sequence[VolumeFacts]:
+        """Copy the content of volumes of instance `name` into new flat volumes: `disks` tells the target of each.
 
-        The copy is of one moment, in every power state; the disk, its chain and its base stay as they are. When the
-        call fails or its deadline passes, `target` is gone.
+        The copies are all of one and the same moment, in every power state; the disks, their chains and their bases
+        stay as they are. With `quiesce` the guest's file systems are frozen for that moment; NotFrozen when they cannot
+        be. When the call fails or its deadline passes, the file systems are thawed and the targets are gone.
+        """
+
+    def thaw(self, name: str) -> None:
+        """Thaw what a dead process has left frozen in the guest. A guest with nothing frozen stays as it is.
+
+        So does one that is off, or absent, or has no agent: nothing is frozen there.
         """

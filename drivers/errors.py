@@ -19,6 +19,10 @@ class Unsupported(DriverError):
     """This driver, or this hypervisor, cannot do it."""
 
 
+class NotFrozen(Unsupported):
+    """The guest's file systems could not be frozen, and are not."""
+
+
 class NoAgent(Transient):
     """No agent answers in the guest, so nothing was begun there."""
 

@@ -7,6 +7,7 @@ from flows.facts import Facts, name_of
 from flows.kept_disks import doomed, doomed_images, outliving
 from planvirt.graph import Step
 from planvirt.mark import read_volume_name
+from planvirt.plan import Deferred
 
 
 def destroyed(plan: str, step: Step, facts: Facts) -> Iterator[str]:
@@ -24,6 +25,8 @@ def destroyed(plan: str, step: Step, facts: Facts) -> Iterator[str]:
         yield f"the disks {about} (they become images in store {step.arguments.get('store')})"
     elif step.action == "unshelve":
         yield f"the images of the shelved disks {about} (they become disks)"
+    elif step.action == "backup":
+        yield f"{_surplus(step)} of {step.instance.name} in {_store(step)}"
     elif step.action == "revert_resize":
         yield f"what was written since the resize to disks {about} that it has grown"
 
@@ -32,6 +35,20 @@ def place_of(found: InstanceFacts) -> str:
     """Where an instance is, in words."""
     aside = f" (set aside by run {found.set_aside})" if found.set_aside is not None else ""
     return f"{name_of(found)} on {found.host}{aside}"
+
+
+def _surplus(step: Step) -> str:
+    """Which backups go, as far as it is known before the run."""
+    keep, kind = step.arguments["keep"], step.arguments["class"]
+    if isinstance(keep, Deferred):
+        return f"the backups of class {kind} that are more than 'keep' says"
+    newest = "newest backup" if keep == 1 else f"newest {keep} backups"
+    return f"all but the {newest} of class {kind}{' of each disk' if 'disks' in step.arguments else ''}"
+
+
+def _store(step: Step) -> str:
+    store = step.arguments["upload"]["store"]
+    return "its store" if isinstance(store, Deferred) else f"store {store}"
 
 
 def _boot_disk(step: Step, facts: Facts) -> str:

@@ -2,12 +2,11 @@
 
 from collections.abc import Callable
 
-from drivers.compute import VolumeFacts
 from drivers.image_store import ImageStore
 from flows.call import Call
 
 
-def upload_disk(call: Call, store: ImageStore, image: str, target: str, export: Callable[[], VolumeFacts]) -> None:
+def upload_disk(call: Call, store: ImageStore, image: str, target: str, export: Callable[[], object]) -> None:
     """Have a disk in the image, of which there is a record, and the image active.
 
     `export` copies the disk into the volume `target` of the host, which is gone afterwards.
@@ -15,9 +14,9 @@ def upload_disk(call: Call, store: ImageStore, image: str, target: str, export: 
     stored = store.get(image)
     if stored is None or stored.status != "active":  # else an earlier attempt came that far
         call.phase("copy the disk")
-        exported = export()
+        export()
         call.phase("upload the image")
-        with call.compute.open_volume(exported.name) as data:
+        with call.compute.open_volume(target) as data:
             store.upload(image, data, None, call.deadline)
     call.phase("delete the copy on the host")
     call.compute.delete_volume(target)

@@ -114,8 +114,17 @@ def _lacks(step: Step, capabilities: Capabilities) -> str:
         return "has no console to wait for"
     if step.action == "resize" and step.arguments.get("disks") and not capabilities.grow_disks:
         return "cannot grow disks"
-    if step.action == "snapshot" and step.arguments.get("quiesce") == "required" and not capabilities.quiesce:
+    if step.action in ("snapshot", "backup"):
+        return _lacks_for_snapshot(step, capabilities)
+    return ""
+
+
+def _lacks_for_snapshot(step: Step, capabilities: Capabilities) -> str:
+    compression = step.arguments.get("compress")
+    if step.arguments.get("quiesce") == "required" and not capabilities.quiesce:
         return "cannot freeze file systems"
+    if compression is not None and compression not in capabilities.compressions:
+        return f"cannot compress images with {compression}: planvirt must run on it, beside qemu-img and its pool"
     return ""
 
 

@@ -103,7 +103,7 @@ def _stores(found: Preview) -> tuple[str, ...]:
     stores = [
         step.arguments["upload"]["store"]
         for step in found.steps
-        if step.action == "snapshot" and isinstance(step.arguments.get("upload"), Mapping)
+        if step.action in ("snapshot", "backup") and isinstance(step.arguments.get("upload"), Mapping)
     ]
     stores += [step.arguments.get("store") for step in found.steps if step.action == "shelve"]
     return tuple(dict.fromkeys(store for store in stores if isinstance(store, str)))

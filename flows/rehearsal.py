@@ -35,7 +35,8 @@ from planvirt.states import State
 _MAIN_CALL = {
     "launch": "define",
     "stop": "request_shutdown",
-    "snapshot": "export_disk",
+    "snapshot": "export_disks",
+    "backup": "export_disks",
     "confirm_resize": "note",
     "revert_resize": "note",
     "shelve": "note",

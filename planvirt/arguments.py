@@ -107,6 +107,24 @@ def _upload(key: str, value: Any) -> dict[str, Any]:
     return {name: item if isinstance(item, Deferred) else _text(f"{key}.{name}", item) for name, item in value.items()}
 
 
+def _disks(key: str, value: Any) -> Any:
+    """All disks, or the names of some."""
+    if value == "all":
+        return value
+    if not isinstance(value, list | tuple) or not value:
+        raise UnitError(f"{key} must be 'all' or a list of names")
+    return [item if isinstance(item, Deferred) else _text(key, item) for item in value if item is not None]
+
+
+_SNAPSHOT: dict[str, Parse] = {
+    "disk": _text,
+    "disks": _disks,
+    "quiesce": _text,
+    "format": _text,
+    "compress": _text,
+    "upload": _upload,
+}
+
 # How the value of each argument is read. What an argument can be is the schema's matter.
 ARGUMENTS: dict[str, dict[str, Parse]] = {
     "launch": {},
@@ -117,7 +135,8 @@ ARGUMENTS: dict[str, dict[str, Parse]] = {
     "unpause": {},
     "suspend": {},
     "resume": {},
-    "snapshot": {"disk": _text, "quiesce": _text, "upload": _upload},
+    "snapshot": _SNAPSHOT,
+    "backup": {**_SNAPSHOT, "keep": _count, "class": _text},
     "resize": {
         "vcpus": _count,
         "memory": _size,
@@ -161,7 +180,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "rebuild": {"grace": 20.0, "force": True},
     "restore": {"grace": 20.0, "force": True},
     "exec": {"exit_codes": [0], "within": 60.0},
-    "snapshot": {"quiesce": "never"},
+    "snapshot": {"quiesce": "never", "format": "qcow2"},
+    "backup": {"quiesce": "never", "format": "qcow2"},
 }
 
 

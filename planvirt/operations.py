@@ -15,7 +15,7 @@ from planvirt.states import State
 from planvirt.units import UnitError
 
 # What is about a disk that the instance declares, the first one unless it is named.
-_ON_DISKS = frozenset({"snapshot", "restore", "rebuild", "shelve"})
+_ON_DISKS = frozenset({"snapshot", "backup", "restore", "rebuild", "shelve"})
 
 _DECLARATIONS = ("/instances/", "/profiles/")
 
@@ -143,8 +143,10 @@ def _arguments(section: Section, action: str, build: Build) -> dict[str, Any]:
             arguments[key] = read_argument(action, key, value)
         except UnitError as error:
             section.problems.add(inner.at(key), str(error), error.hint)
-    if action == "snapshot":
+    if action in ("snapshot", "backup"):
         arguments["upload"] = _upload(arguments.get("upload", {}), inner, build)
+        if "compress" in inner.data and arguments["format"] == "raw":
+            section.problems.add(inner.at("compress"), "a raw image cannot be compressed", "write 'format: qcow2'")
     if action == "shelve":
         arguments.setdefault("store", build.config.default_store)
         if "store" in inner.data and isinstance(arguments["store"], str):
@@ -165,7 +167,7 @@ def _upload(given: Mapping[str, Any], inner: Section, build: Build) -> dict[str,
 
 def _check_instances(operation: Operation, section: Section, instances: Mapping[str, Instance], build: Build) -> None:
     """What can be told of the chosen instances: they are meant to exist, and have the disk of a snapshot."""
-    disk = operation.arguments.get("disk")
+    disks = _named_disks(operation.arguments)
     for name in operation.instances:
         instance = instances.get(name)
         if instance is None:
@@ -179,7 +181,7 @@ def _check_instances(operation: Operation, section: Section, instances: Mapping[
             section.problems.add(section.at("instances"), message, "remove 'protect: true' from it first")
             return
         if operation.action in _ON_DISKS and not _broken_disks(section):
-            _check_disk(operation.action, instance, disk, section, _attached(build))
+            _check_disks(operation.action, instance, disks, section, _attached(build))
         if operation.action == "rebuild" and "image" not in operation.arguments and instance.image is None:
             message = f"cannot rebuild '{name}': it has no image"
             section.problems.add(section.at("instances"), message, "name one in the operation: with: {image: NAME}")
@@ -198,11 +200,26 @@ def _attached(build: Build) -> list[str]:
     return [disk["name"] for disk in disks if isinstance(disk, dict) and isinstance(disk.get("name"), str)]
 
 
-def _check_disk(action: str, instance: Instance, disk: Any, section: Section, attached: list[str]) -> None:
+def _named_disks(arguments: Mapping[str, Any]) -> dict[tuple[str | int, ...], Any]:
+    """The disks that the arguments name, by their places in `with`."""
+    if isinstance(arguments.get("disks"), list):
+        return {("disks", index): name for index, name in enumerate(arguments["disks"])}
+    return {("disk",): arguments.get("disk")}
+
+
+def _check_disks(
+    action: str,
+    instance: Instance,
+    disks: Mapping[tuple[str | int, ...], Any],
+    section: Section,
+    attached: list[str],
+) -> None:
     names = [one.name for one in instance.disks] + attached
     if not instance.disks:
         message = f"cannot {action} '{instance.name}': it has no disk"
         section.problems.add(section.at("instances"), message, "give the instance a disk or an image")
-    elif isinstance(disk, str) and disk not in names:
-        message = f"instance '{instance.name}' has no disk '{disk}'"
-        section.problems.add(section.at("with", "disk"), message, did_you_mean(disk, names))
+        return
+    for place, disk in disks.items():
+        if isinstance(disk, str) and disk not in names:
+            message = f"instance '{instance.name}' has no disk '{disk}'"
+            section.problems.add(section.at("with", *place), message, did_you_mean(disk, names))

@@ -1,7 +1,7 @@
 """The libvirt driver: each method hands over to the file that knows its subject."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import BinaryIO, Literal
@@ -24,9 +24,11 @@ from drivers.libvirt import (
     addresses,
     agent,
     cache,
+    compressing,
     console,
     definitions,
     disks,
+    freezing,
     growing,
     images,
     instances,
@@ -53,7 +55,7 @@ from planvirt.verbs import ACTIONS
 
 # What needs a real hypervisor under libvirt: the test one moves no data, and has no devices that come and go.
 _NEED_QEMU = frozenset(
-    {"snapshot", "rescue", "unrescue", "shelve", "unshelve", "attach", "detach", "rebuild", "restore", "exec"}
+    {"snapshot", "backup", "rescue", "unrescue", "shelve", "unshelve", "attach", "detach", "rebuild", "restore", "exec"}
 )
 
 _DOMAIN_TYPE: dict[str, Literal["kvm", "qemu"]] = {"kvm": "kvm", "tcg": "qemu"}
@@ -70,6 +72,7 @@ class LibvirtCompute:
         self._accel_memory = home / "hosts" / f"{config.name}.acceleration.json"
         self._connection = Connection(config.uri, config.name)
         self._pool = Pool(self._connection, config)
+        self._compressions: frozenset[str] | None = None
         self._exports: dict[str, threading.Lock] = {}
         self._changes: dict[str, threading.Lock] = {}
 
@@ -101,7 +104,10 @@ class LibvirtCompute:
                 console=False,
                 grow_disks=False,
             )
-        return Capabilities(verbs=frozenset(ACTIONS), quiesce=True)
+        with self._accel_lock:
+            if self._compressions is None:
+                self._compressions = compressing.known(self._pool)
+        return Capabilities(verbs=frozenset(ACTIONS), quiesce=True, compressions=self._compressions)
 
     def facts(self) -> HostFacts:
         """What the host is and has left."""
@@ -170,6 +176,11 @@ class LibvirtCompute:
         """Delete a volume of ours."""
         snapshot.abort_writing(self._pool, name)
         volumes.delete(self._pool, name)
+
+    def compress_volume(self, name: str, target: str, compression: str, deadline: Deadline) -> VolumeFacts:
+        """Copy a volume, compressed."""
+        self._refuse_test("compress a volume")
+        return compressing.compress(self._pool, name, target, compression, deadline)
 
     def open_volume(self, name: str) -> AbstractContextManager[BinaryIO]:
         """Read a volume from its start."""
@@ -326,12 +337,25 @@ class LibvirtCompute:
 
     # Snapshot
 
-    def export_disk(self, name: str, disk: str, target: str, *, quiesce: bool, deadline: Deadline) -> VolumeFacts:
-        """Copy a disk's content of one moment into a flat volume."""
+    def export_disks(
+        self,
+        name: str,
+        disks: Mapping[str, str],
+        *,
+        quiesce: bool = False,
+        format: Literal["qcow2", "raw"] = "qcow2",
+        deadline: Deadline,
+    ) -> Sequence[VolumeFacts]:
+        """Copy what disks hold at one moment into flat volumes."""
         self._refuse_test("take a snapshot")
         # A host runs one backup job for a domain at a time.
         with self._exports.setdefault(name, threading.Lock()):
-            return snapshot.export(self._pool, name, disk, target, quiesce=quiesce, deadline=deadline)
+            return snapshot.export(self._pool, name, disks, quiesce=quiesce, format=format, deadline=deadline)
+
+    def thaw(self, name: str) -> None:
+        """Thaw what was left frozen."""
+        if not self._is_test():  # nothing is ever frozen there
+            freezing.thaw(self._connection, name)
 
 
 def _dotted(number: int) -> str:

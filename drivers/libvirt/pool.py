@@ -60,6 +60,12 @@ class Pool:
             )
         return Path(path)
 
+    def place(self) -> Path:
+        """The pool's folder on the host, also where it is yet to be made."""
+        if self.existing() is not None:
+            return self.path()
+        return self._wanted_path or self._default_path(self.connection.get())
+
     def free_space(self) -> int:
         """Bytes left in the pool; where it is yet to be made, in the folder that it will be in."""
         pool = self.existing()

@@ -28,6 +28,15 @@ def opened(pool: Pool, name: str, *, stream: bool = False) -> Iterator[BinaryIO]
         yield cast(BinaryIO, reader)
 
 
+def is_local(pool: Pool, name: str) -> bool:
+    """Whether the volume's file can be read here as it is."""
+    file = _local_file(pool, require(pool, name))
+    if file is None:
+        return False
+    file.close()
+    return True
+
+
 def _local_file(pool: Pool, volume: Any) -> BinaryIO | None:
     """The volume's file, opened, if this process may read it and it is the same file that the daemon sees."""
     if not pool.connection.is_local():

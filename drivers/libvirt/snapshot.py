@@ -1,22 +1,24 @@
-"""A disk's content of one moment, copied into a flat volume: by a backup job of QEMU's while the guest runs, by the
-host's storage when it does not. Neither writes to the disk, to its chain or to its base image.
+"""What disks hold at one moment, copied into flat volumes: by a backup job of QEMU's while the guest runs, by the
+host's storage when it does not. Neither writes to a disk, to its chain or to its base image.
 """
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from xml.etree import ElementTree as ET
 
 import libvirt
 
 from drivers.compute import VolumeFacts
-from drivers.errors import DriverError, NotFound, Unsupported
+from drivers.errors import DriverError, NotFound, NotFrozen
 from drivers.libvirt import instances
 from drivers.libvirt.copying import copy
 from drivers.libvirt.domain_xml import DiskXml, parse, read_disks
-from drivers.libvirt.faults import code_of, failed, translated
+from drivers.libvirt.faults import failed, translated
+from drivers.libvirt.freezing import frozen
 from drivers.libvirt.pool import Pool
 from drivers.libvirt.volumes import delete_handle, read, require
 from planvirt.deadline import Deadline
@@ -26,46 +28,83 @@ from planvirt.states import State
 
 _LOOK = 0.2  # seconds between looks at a job's progress
 _ABORT_PATIENCE = 30.0  # seconds that a job may take to end after it was told to
-_AGENT_PATIENCE = 20  # seconds that a guest agent may take to freeze or thaw
-_THAW_ATTEMPTS = 3
 _LOST = "backup job data missing"  # says a daemon whose predecessor died while it began the job
+
+
+Format = Literal["qcow2", "raw"]
 
 
 class BackupLost(DriverError):
     """libvirt holds on to a backup job of which it knows nothing any more, and begins no other one."""
 
 
-def export(pool: Pool, name: str, disk: str, target: str, *, quiesce: bool, deadline: Deadline) -> VolumeFacts:
-    """Copy the volume `disk` of an instance into the new volume `target`; a failure leaves no target."""
+def export(
+    pool: Pool,
+    name: str,
+    disks: Mapping[str, str],
+    *,
+    quiesce: bool,
+    format: Format,
+    deadline: Deadline,
+) -> Sequence[VolumeFacts]:
+    """Copy volumes of an instance into new ones, all as of one moment; a failure leaves no target."""
     deadline.check()
-    if read_volume_name(target) is None:
-        raise Conflict(f"cannot export into the volume {target}: its name bears no mark of planvirt's")
+    for target in disks.values():
+        if read_volume_name(target) is None:
+            raise Conflict(f"cannot export into the volume {target}: its name bears no mark of planvirt's")
     domain = instances.require_ours(pool.connection, name)
-    found = _disk(domain, disk)
+    copies = _copies(domain, disks)
     abort_leftover(domain)
-    _discard(pool, target)
+    for each in copies:
+        _discard(pool, each.target)
     try:
-        if instances.state_of(domain) in {State.RUNNING, State.PAUSED, State.ERROR} and domain.isActive():
-            _export_active(pool, domain, found, target, quiesce=quiesce, deadline=deadline)
+        state = instances.state_of(domain)
+        if state in {State.RUNNING, State.PAUSED, State.ERROR} and domain.isActive():
+            _export_active(pool, domain, copies, quiesce=quiesce, format=format, deadline=deadline)
         else:
-            _export_stopped(pool, found, disk, target, deadline)
+            _check_at_rest(name, state, quiesce=quiesce)
+            for each in copies:
+                _export_stopped(pool, each, format, deadline)
         pool.refresh()
-        made = read(require(pool, target))
-        deadline.progress(made.capacity, made.capacity)
+        made = [_made(pool, each, format) for each in copies]
+        total = sum(facts.capacity for facts in made)
+        deadline.progress(total, total)
     except BaseException:
-        _discard_quietly(pool, target)
+        for each in copies:
+            _discard_quietly(pool, each.target)
         raise
     return made
 
 
-def _disk(domain: Any, disk: str) -> DiskXml:
+@dataclass(frozen=True, slots=True)
+class _Copy:
+    """A disk of a domain, the volume that it is, and the one that it is copied into."""
+
+    disk: DiskXml
+    volume: str
+    target: str
+
+
+def _copies(domain: Any, disks: Mapping[str, str]) -> list[_Copy]:
     with translated("read an instance"):
         root = parse(domain.XMLDesc(0 if domain.isActive() else libvirt.VIR_DOMAIN_XML_INACTIVE))
         name = domain.name()
-    for each in read_disks(root):
-        if Path(each.path).name == disk:
-            return each
-    raise NotFound(f"cannot export the disk {disk}: the instance {name} has no such disk")
+    by_volume = {Path(each.path).name: each for each in read_disks(root)}
+    missing = next((volume for volume in disks if volume not in by_volume), None)
+    if missing is not None:
+        raise NotFound(f"cannot export the disk {missing}: the instance {name} has no such disk")
+    return [_Copy(by_volume[volume], volume, target) for volume, target in disks.items()]
+
+
+def _made(pool: Pool, wanted: _Copy, format: Format) -> VolumeFacts:
+    """The copy. A raw one is what its guest wrote, and may look like something else; nobody could use such an image."""
+    made = read(require(pool, wanted.target))
+    if made.format != format:
+        raise Conflict(
+            f"cannot export the disk {wanted.volume} as {format}: its content looks like {made.format}",
+            resolution="take a qcow2 image of it",
+        )
+    return made
 
 
 def _discard(pool: Pool, target: str) -> None:
@@ -85,48 +124,60 @@ def _discard_quietly(pool: Pool, target: str) -> None:
 # Not running
 
 
-def _export_stopped(pool: Pool, found: DiskXml, disk: str, target: str, deadline: Deadline) -> None:
-    source = require(pool, disk)
+def _check_at_rest(name: str, state: State, *, quiesce: bool) -> None:
+    """A guest that was shut down has left its file systems whole; one that was saved goes on in their midst."""
+    if quiesce and state is not State.STOPPED:
+        raise NotFrozen(f"cannot freeze the file systems of {name}: it is {state}")
+
+
+def _export_stopped(pool: Pool, wanted: _Copy, format: Format, deadline: Deadline) -> None:
+    source = require(pool, wanted.volume)
     facts = read(source)
     # libvirt reads a volume in the format that its first bytes look like. A guest can write a qcow2 header with a
     # backing file of its choice to its raw disk; copying that would put a file of the host into the image.
-    if facts.format != found.format:
+    if facts.format != wanted.disk.format:
         raise Conflict(
-            f"cannot export the disk {disk}: its content looks like {facts.format}, but the disk is {found.format}",
+            f"cannot export the disk {wanted.volume}: its content looks like {facts.format}, "
+            f"but the disk is {wanted.disk.format}",
             resolution="take the snapshot while the instance is running",
         )
-    copy(pool, source, target, size=facts.capacity, format="qcow2", deadline=deadline)
+    copy(pool, source, wanted.target, size=facts.capacity, format=format, deadline=deadline)
 
 
 # Running or paused
 
 
-def _export_active(pool: Pool, domain: Any, found: DiskXml, target: str, *, quiesce: bool, deadline: Deadline) -> None:
-    path = pool.path() / target
+def _export_active(
+    pool: Pool, domain: Any, copies: Sequence[_Copy], *, quiesce: bool, format: Format, deadline: Deadline
+) -> None:
+    xml = _backup_xml(domain, {each.disk.target: pool.path() / each.target for each in copies}, format)
     with _job_events(pool, domain) as ended:
-        with _frozen(domain, quiesce=quiesce), translated("start a backup job"):
-            domain.backupBegin(_backup_xml(domain, found, path), None, 0)
+        with (
+            frozen(pool.connection, str(domain.name())) if quiesce else nullcontext(),
+            translated("start a backup job"),
+        ):
+            domain.backupBegin(xml, None, 0)
         try:
             _wait(domain, ended, deadline)
             with translated("finish a backup job"):
-                _let_go(domain, found)
+                _let_go(domain, copies)
         except BaseException:
             _abort(domain)
             with suppress(libvirt.libvirtError):  # the first error is the one to tell
-                _let_go(domain, found)
+                _let_go(domain, copies)
             raise
 
 
-def _backup_xml(domain: Any, found: DiskXml, path: Path) -> str:
+def _backup_xml(domain: Any, chosen: Mapping[str, Path], format: Format) -> str:
+    """One job for all the chosen disks, by the names that the guest has for them: QEMU starts it in one transaction."""
     root = ET.Element("domainbackup", mode="push")
     disks = ET.SubElement(root, "disks")
-    for each in read_disks(parse(domain.XMLDesc(0))):
-        chosen = each.target == found.target
-        disk = ET.SubElement(disks, "disk", name=each.target, backup="yes" if chosen else "no")
-        if chosen:
+    for target in (each.target for each in read_disks(parse(domain.XMLDesc(0)))):
+        disk = ET.SubElement(disks, "disk", name=target, backup="yes" if target in chosen else "no")
+        if target in chosen:
             disk.set("type", "file")
-            ET.SubElement(disk, "driver", type="qcow2")
-            ET.SubElement(disk, "target", file=str(path))
+            ET.SubElement(disk, "driver", type=format)
+            ET.SubElement(disk, "target", file=str(chosen[target]))
     return ET.tostring(root, encoding="unicode")
 
 
@@ -145,13 +196,14 @@ def _wait(domain: Any, ended: "_Ended", deadline: Deadline) -> None:
         raise failed("finish the backup job", ended.reason)
 
 
-def _let_go(domain: Any, found: DiskXml) -> None:
-    """Wait until QEMU has closed the target.
+def _let_go(domain: Any, copies: Sequence[_Copy]) -> None:
+    """Wait until QEMU has closed the targets.
 
     libvirt tells of a job's end while QEMU still has the last of the target's tables in memory; reading it now gives
     zeros. It holds the domain for as long as it closes the target, so a call that needs the domain returns after that.
     """
-    domain.blockInfo(found.target, 0)
+    for each in copies:
+        domain.blockInfo(each.disk.target, 0)
 
 
 class _Ended:
@@ -228,50 +280,3 @@ def _abort(domain: Any) -> None:
     with suppress(DriverError, Conflict):  # the first error is the one to tell
         while _has_backup_job(domain) and patience.left():
             patience.sleep(_LOOK / 4)
-
-
-@contextmanager
-def _frozen(domain: Any, *, quiesce: bool) -> Iterator[None]:
-    """Freeze the guest's file systems for the moment of the block, if asked to. They are thawed whatever happens."""
-    if not quiesce:
-        yield
-        return
-    try:
-        _freeze(domain)
-        yield
-    except BaseException:
-        with suppress(
-            libvirt.libvirtError
-        ):  # the first error is the one to tell; a failed freeze usually froze nothing
-            _thaw(domain)
-        raise
-    with translated("thaw the guest's file systems"):
-        _thaw(domain)
-
-
-def _freeze(domain: Any) -> None:
-    try:
-        domain.agentSetResponseTimeout(_AGENT_PATIENCE, 0)
-        domain.fsFreeze(None, 0)
-    except libvirt.libvirtError as error:
-        no_agent = code_of(error) in {
-            libvirt.VIR_ERR_AGENT_UNRESPONSIVE,
-            libvirt.VIR_ERR_ARGUMENT_UNSUPPORTED,
-            libvirt.VIR_ERR_OPERATION_INVALID,
-        }
-        raise (Unsupported if no_agent else DriverError)(
-            "cannot freeze the guest's file systems",
-            details=str(error),
-            resolution="install and start qemu-guest-agent in the guest, or let the snapshot go without a freeze",
-        ) from error
-
-
-def _thaw(domain: Any) -> None:
-    for attempt in range(_THAW_ATTEMPTS):
-        try:
-            domain.fsThaw(None, 0)
-        except libvirt.libvirtError:
-            if attempt == _THAW_ATTEMPTS - 1:
-                raise
-        else:
-            return

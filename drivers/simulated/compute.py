@@ -3,7 +3,7 @@
 import io
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +23,7 @@ from drivers.compute import (
     VolumeFacts,
 )
 from drivers.errors import DriverError, NameTaken, NoAgent, NotFound
-from drivers.simulated import devices, disk_file
+from drivers.simulated import devices, disk_file, exporting
 from drivers.simulated.faults import Fault, suffer
 from drivers.simulated.guards import (
     aside_name,
@@ -44,7 +44,7 @@ from planvirt.errors import Conflict
 from planvirt.mark import cached_file, cached_image, is_cached, nic_mac, read_volume_name
 from planvirt.plan import Nic
 from planvirt.states import Note, State
-from planvirt.verbs import ACTIONS, VERBS
+from planvirt.verbs import ACTIONS
 
 _TICK = 0.02
 _CHUNK = 1 << 20
@@ -120,7 +120,7 @@ class SimulatedCompute:
     def capabilities(self) -> Capabilities:
         """Every verb."""
         with self._call("capabilities", self.host):
-            return Capabilities(verbs=frozenset(ACTIONS), quiesce=True)
+            return Capabilities(verbs=frozenset(ACTIONS), quiesce=True, compressions=frozenset({"zstd"}))
 
     def facts(self) -> HostFacts:
         """The host as its world describes it."""
@@ -213,6 +213,16 @@ class SimulatedCompute:
                 raise Conflict(f"cannot delete volume {name}: it is in use", details=f"by {', '.join(users)}")
             del world.volumes[name]
             world.record("delete_volume", name)
+
+    def compress_volume(self, name: str, target: str, compression: str, deadline: Deadline) -> VolumeFacts:
+        """Copy a volume."""
+        return self._copy(
+            "compress_volume",
+            name,
+            target,
+            lambda world: exporting.compressed(world, name, target, compression),
+            deadline,
+        )
 
     @contextmanager
     def open_volume(self, name: str) -> Iterator[BinaryIO]:
@@ -535,29 +545,40 @@ class SimulatedCompute:
 
     # Snapshot
 
-    def export_disk(self, name: str, disk: str, target: str, *, quiesce: bool, deadline: Deadline) -> VolumeFacts:
-        """Copy what the guest sees of the disk at this moment into a flat volume; one left there before is replaced."""
+    def export_disks(
+        self,
+        name: str,
+        disks: Mapping[str, str],
+        *,
+        quiesce: bool = False,
+        format: Literal["qcow2", "raw"] = "qcow2",
+        deadline: Deadline,
+    ) -> Sequence[VolumeFacts]:
+        """Copy what the guest sees of its disks at one moment into flat volumes; what was left there is replaced."""
+        with self.world() as world:
+            exporting.copies(world, name, disks, format)  # nothing is frozen for what would be refused
 
-        def begin(world: World) -> Volume:
-            machine = own(world, name, "export a disk of")
-            require(machine, name, "export a disk of", *VERBS["snapshot"].allowed)
-            if disk not in machine.volumes:
-                raise NotFound(f"cannot export {disk}: it is no disk of {name}")
-            if read_volume_name(target) is None:
-                raise DriverError(f"cannot export to volume {target}: its name bears no mark")
-            users = users_of(world, target)
-            if users:
-                raise Conflict(f"cannot export to volume {target}: it is in use", details=f"by {', '.join(users)}")
-            source = volume_of(world, disk)
-            if quiesce and machine.state is not State.STOPPED:
-                if machine.state is not State.RUNNING or not world.guest(name).agent:
-                    raise DriverError(f"cannot freeze {name}: its guest agent does not answer")
-                world.record("freeze", name)
-                world.record("thaw", name)
-            content = world.content(disk)
-            return Volume(source.capacity, "qcow2", content.hex(), None, len(content))
+        def begin(world: World) -> dict[str, Volume]:
+            volumes = exporting.copies(world, name, disks, format)
+            exporting.thaw(world, name)
+            return volumes
 
-        return self._copy("export_disk", name, target, begin, deadline)
+        try:
+            if quiesce:
+                with self._call("freeze", name, deadline) as world:
+                    exporting.freeze(world, name)
+            self._make("export_disks", name, begin, deadline)
+        except BaseException:
+            with self.world() as world:
+                exporting.thaw(world, name)
+            raise
+        with self.world() as world:
+            return [volume_facts(world, target) for target in disks.values()]
+
+    def thaw(self, name: str) -> None:
+        """Thaw what is frozen."""
+        with self._call("thaw", name) as world:
+            exporting.thaw(world, name)
 
     # How calls go
 
@@ -590,28 +611,38 @@ class SimulatedCompute:
     def _copy(
         self, call: str, name: str, target: str, begin: Callable[[World], Volume | None], deadline: Deadline
     ) -> VolumeFacts:
-        """Make the volume `target` as a host does it: half-made first, whole after some time, gone when the call fails.
+        """Make the volume `target`. `begin` checks, and returns it as it will be; None when the one there will do."""
 
-        `begin` checks, and returns the volume as it will be; None when the one that is there will do.
+        def begin_it(world: World) -> dict[str, Volume]:
+            volume = begin(world)
+            return {} if volume is None else {target: volume}
+
+        self._make(call, name, begin_it, deadline)
+        with self.world() as world:
+            return volume_facts(world, target)
+
+    def _make(self, call: str, name: str, begin: Callable[[World], Mapping[str, Volume]], deadline: Deadline) -> None:
+        """Make volumes as a host does it: half-made first, whole after some time, gone when the call fails.
+
+        `begin` checks, and returns the volumes as they will be, by name.
         """
-        begun = False
+        volumes: Mapping[str, Volume] = {}
         try:
             with self._call(call, name, deadline, after="during") as world:
-                volume = begin(world)
-                if volume is None:
-                    return volume_facts(world, target)
-                reserve(world, target, volume.allocation)
-                world.volumes[target] = replace(volume, partial=True)
-                begun = True
+                found = begin(world)
+                reserve(world, ", ".join(found), sum(volume.allocation for volume in found.values()))
+                world.volumes |= {target: replace(volume, partial=True) for target, volume in found.items()}
+                volumes = found
                 seconds = world.copy_seconds
-            self._take_time(seconds, volume.allocation, deadline)
+            if not volumes:
+                return
+            self._take_time(seconds, sum(volume.allocation for volume in volumes.values()), deadline)
             with self._call(call, name, deadline, before=None) as world:
-                world.volumes[target] = volume
+                world.volumes |= volumes
                 world.record(call, name)
-                return volume_facts(world, target)
         except BaseException:
-            if begun:
-                with self.world() as world:
+            with self.world() as world:
+                for target in volumes:
                     left = world.volumes.get(target)
                     if left is not None and (left.partial or not is_cached(target)):
                         del world.volumes[target]

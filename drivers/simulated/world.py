@@ -69,6 +69,7 @@ class Machine:
     protect: bool = False
     notes: dict[str, str] = field(default_factory=dict)
     saved_paused: bool = False  # the guest was paused when its memory was saved
+    frozen: bool = False  # the guest's file systems wait to be thawed
 
     def settle(self, now: float) -> None:
         """Let happen what time has brought."""
@@ -83,7 +84,7 @@ class Machine:
 
     def stop(self) -> None:
         """Be off."""
-        self.state, self.stops, self.saved_paused = State.STOPPED, None, False
+        self.state, self.stops, self.saved_paused, self.frozen = State.STOPPED, None, False, False
 
     def uses(self, volume: str) -> bool:
         """Whether the volume is one of its disks, or what it boots from."""

@@ -2,6 +2,7 @@
 
 from flows.actions import (
     attach,
+    backup,
     detach,
     execute,
     launch,
@@ -43,6 +44,7 @@ ACTIONS: dict[str, Action] = {
     "restore": rebuild.RESTORE,
     "exec": execute.ACTION,
     "snapshot": snapshot.ACTION,
+    "backup": backup.ACTION,
     "terminate": terminate.ACTION,
     "lock": lock.LOCK,
     "unlock": lock.UNLOCK,

@@ -176,7 +176,7 @@ def _copy(call: Call, found: InstanceFacts, disk: GrownDisk) -> None:
     call.phase(f"keep a copy of disk {disk.name}")
     target = disk.copy if disk.format == "qcow2" else _flat(call, disk)
     source = disks_of(found)[disk.name].volume
-    call.compute.export_disk(call.instance, source, target, quiesce=False, deadline=call.deadline)
+    call.compute.export_disks(call.instance, {source: target}, deadline=call.deadline)
     if disk.format == "raw":
         call.compute.delete_volume(disk.copy)  # an earlier attempt's may be of another moment
         call.compute.create_volume(disk.copy, size=disk.size, format="raw", base=target, deadline=call.deadline)

@@ -41,9 +41,7 @@ def do_shelve(call: Call) -> Mapping[str, Any]:
             call.phase(f"create the image record of disk {name}")
             marked = properties(call, _KIND, found.mark.spec if found.mark else "", name)
             store.create(image, name=f"{call.instance}-{name}-shelved", format="qcow2", properties=marked)
-            export = partial(
-                call.compute.export_disk, call.instance, disk["volume"], target, quiesce=False, deadline=call.deadline
-            )
+            export = partial(call.compute.export_disks, call.instance, {disk["volume"]: target}, deadline=call.deadline)
             upload_disk(call, store, image, target, export)
         call.phase("note that it is shelved")
         note = {"images": _images(call.undo), "disks": call.undo["disks"], "was": call.undo["was"]}

@@ -1,43 +1,83 @@
-"""snapshot: copy a disk of an instance, as it is at one moment, into a verified image in a store."""
+"""snapshot: copy disks of an instance, as they are at one moment, into verified images in a store."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, cast
 
-from drivers.compute import VolumeFacts
-from drivers.errors import NotFound, Unsupported
+from drivers.compute import InstanceFacts
+from drivers.errors import NotFound, NotFrozen
+from drivers.image_store import ImageStore
 from flows.actions.action import Action, Finding
 from flows.call import Call
-from flows.disk_image import properties, upload_disk
+from flows.disk_image import properties
+from flows.disks import disks_of
 from planvirt.journal.records import StepRecord
-from planvirt.mark import image_id, read_volume_name
+from planvirt.mark import image_id
+
+
+@dataclass(frozen=True, slots=True)
+class DiskImage:
+    """An image that a step makes of a disk, and the volumes on the host that the disk goes through on its way.
+
+    `compressed` is "" where the copy is uploaded as it is.
+    """
+
+    disk: str
+    id: str
+    name: str
+    copy: str
+    compressed: str
+
+    @property
+    def volumes(self) -> tuple[str, ...]:
+        """The volumes that are gone when the image is there."""
+        return (self.copy, self.compressed) if self.compressed else (self.copy,)
 
 
 def do(call: Call) -> Mapping[str, Any]:
-    """Export the disk into a flat volume on the host, upload that, verify it, and remove the volume."""
+    """Copy the disks into flat volumes on the host, upload these, verify the images, and remove the volumes."""
+    return take(call, "snapshot", {})
+
+
+def take(call: Call, kind: str, more: Mapping[str, str]) -> Mapping[str, Any]:
+    """Make images of that kind of the disks that the arguments name; `more` are properties for them."""
     found = call.facts()
     if found is None or found.mark is None:
-        raise NotFound(f"cannot snapshot {call.instance}: it is not there")
-    upload = call.arguments["upload"]
-    store = call.world.store(upload["store"])
-    volume, disk = _disk(call, found.volumes)
-    target = call.mark(found.mark.spec).volume(f"snapshot-{call.operation}-{disk}")
-    image = image_id(call.run.id, call.step)
-    call.phase("create the image record", store=store.name, image=image, volume=target)
-    marked = properties(call, "snapshot", found.mark.spec, disk)
-    store.create(image, name=str(upload["name"]), format="qcow2", properties=marked)
-    upload_disk(call, store, image, target, lambda: _export(call, volume, target))
+        raise NotFound(f"cannot {kind} {call.instance}: it is not there")
+    chosen = _chosen(call, kind, found)
+    store = call.world.store(call.arguments["upload"]["store"])
+    begun = "images" in call.undo
+    records = "the image record" if len(chosen) == 1 else "the image records"
+    call.phase(f"create {records}", store=store.name, images=_planned(call, kind, chosen))
+    images = list(images_of(call.undo))
+    whole = all(_is_active(store, image.id) for image in images)  # then an earlier attempt came that far
+    if not whole:
+        if begun:
+            _let_go_on(call)
+        for image in images:
+            _create(call, store, image, {**properties(call, kind, found.mark.spec, image.disk), **more})
+        _export(call, {chosen[image.disk]: image.copy for image in images})
+    for image in images:
+        if not whole:
+            _upload(call, store, image, _of(image, images))
+        _clean_up(call, image, _of(image, images))  # at once, as the next one may need the room
     return outputs(call)
 
 
 def outputs(call: Call) -> Mapping[str, Any]:
-    """The image, as later steps refer to it."""
-    store, image = call.undo["store"], call.undo["image"]
-    stored = call.world.store(store).get(image)
-    if stored is None:
-        raise NotFound(f"cannot find image {image} in store {store} any more")
-    return {
-        "image": f"{store}/{image}",
-        "id": image,
+    """The images, as later steps refer to them, by disk; where it is just one, all that is known of it besides."""
+    store, images = call.undo["store"], list(images_of(call.undo))
+    found = {image.disk: call.world.store(store).get(image.id) for image in images}
+    for image in images:
+        if found[image.disk] is None:
+            raise NotFound(f"cannot find image {image.id} in store {store} any more")
+    names = {"images": {image.disk: f"{store}/{image.id}" for image in images}}
+    stored = found[images[0].disk]
+    if len(images) > 1 or stored is None:
+        return names
+    return names | {
+        "image": f"{store}/{stored.id}",
+        "id": stored.id,
         "name": stored.name,
         "store": store,
         "size": stored.size,
@@ -46,64 +86,147 @@ def outputs(call: Call) -> Mapping[str, Any]:
 
 
 def probe(call: Call) -> Finding:
-    """Done when the image is active and the copy on the host is gone."""
-    if "image" not in call.undo:
+    """Done when the images are active and the copies on the host are gone."""
+    images = list(images_of(call.undo))
+    if not images:
         return Finding.NOTHING
-    stored = call.world.store(call.undo["store"]).get(call.undo["image"])
-    copied = any(volume.name == call.undo["volume"] for volume in call.compute.volumes())
-    if stored is None:
-        return Finding.PARTIAL if copied else Finding.NOTHING
-    return Finding.DONE if stored.status == "active" and not copied else Finding.PARTIAL
+    store = call.world.store(call.undo["store"])
+    there = {volume.name for volume in call.compute.volumes()}
+    copied = any(there.intersection(image.volumes) for image in images)
+    if all(_is_active(store, image.id) for image in images) and not copied:
+        return Finding.DONE
+    recorded = any(store.get(image.id) is not None for image in images)
+    return Finding.PARTIAL if copied or recorded else Finding.NOTHING
 
 
 def undo(call: Call) -> None:
-    """Delete the image and any half-made copy."""
-    if "image" not in call.undo:
+    """Thaw the guest if it was left frozen, and delete the images and any half-made copy."""
+    images = list(images_of(call.undo))
+    if not images:
         return
-    call.phase("delete the image")
-    call.world.store(call.undo["store"]).delete(call.undo["image"])
-    call.phase("delete the copy on the host")
-    call.compute.delete_volume(call.undo["volume"])
+    store = call.world.store(call.undo["store"])
+    if any(not _is_active(store, image.id) for image in images):
+        _let_go_on(call)
+    for image in images:
+        call.phase(f"delete the image{_of(image, images)}")
+        store.delete(image.id)
+    for image in images:
+        _clean_up(call, image, _of(image, images))
 
 
 def leftovers(record: StepRecord) -> list[str]:
-    """The image and the copy, by name."""
-    if "image" not in record.undo:
-        return []
+    """The images and the copies, by name."""
+    images = list(images_of(record.undo))
     return [
-        f"image {record.undo['image']} in store {record.undo['store']}",
-        f"volume {record.undo['volume']} on {record.host}",
+        *(f"image {image.id} in store {record.undo['store']}" for image in images),
+        *(f"volume {volume} on {record.host}" for image in images for volume in image.volumes),
     ]
 
 
-def _disk(call: Call, volumes: tuple[str, ...]) -> tuple[str, str]:
-    """The volume to copy and the disk's name in the plan: the one that `with` names, else the boot disk."""
-    named = {known[1]: volume for volume in volumes if (known := read_volume_name(volume))}
-    wanted = call.arguments.get("disk") or next(iter(named), None)
-    if wanted not in named:
+def images_of(undo: Mapping[str, Any]) -> Iterator[DiskImage]:
+    """The images of a step, from what it has recorded; none if it has not begun."""
+    for disk, image in undo.get("images", {}).items():
+        yield DiskImage(disk, **image)
+    if "image" in undo:  # written by a planvirt that knew one disk at a time
+        yield DiskImage("", undo["image"], "", undo["volume"], "")
+
+
+def _chosen(call: Call, kind: str, found: InstanceFacts) -> dict[str, str]:
+    """The volumes to copy by the names of the disks: those that `with` names, else the boot disk."""
+    present = {name: disk.volume for name, disk in disks_of(found).items()}
+    wanted = call.arguments.get("disks") or [call.arguments.get("disk") or next(iter(present), "")]
+    if wanted == "all":
+        wanted = list(present)
+    missing = [name for name in wanted if name not in present]
+    if missing or not wanted:
         raise NotFound(
-            f"cannot snapshot disk {wanted} of {call.instance}: it has {', '.join(named) or 'none'}",
-            resolution="name one of its disks in the step's 'with', or leave 'disk' out for the boot disk",
+            f"cannot {kind} disk {', '.join(filter(None, missing))} of {call.instance}: "
+            f"it has {', '.join(present) or 'none'}",
+            resolution="name its disks in the step's 'with', or leave that out for the boot disk",
         )
-    return named[wanted], wanted
+    return {name: present[name] for name in wanted}
 
 
-def _export(call: Call, volume: str, target: str) -> VolumeFacts:
-    """Copy the disk, with the guest's file systems frozen if the plan asks for it and the guest can."""
+def _planned(call: Call, kind: str, chosen: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    """The images to make, with all their names, before any of them is there."""
+    several, name = len(chosen) > 1, str(call.arguments["upload"]["name"])
+    images = {}
+    for disk in chosen:
+        images[disk] = {
+            "id": image_id(call.run.id, f"{call.step}/{disk}" if several else call.step),
+            "name": f"{name}-{disk}" if several else name,
+            "copy": call.volume(f"{kind}-{call.operation}-{disk}"),
+            "compressed": call.volume(f"compressed-{call.operation}-{disk}") if "compress" in call.arguments else "",
+        }
+    return images
+
+
+def _of(image: DiskImage, images: list[DiskImage]) -> str:
+    """Which image is meant, in words; nothing where there is just one."""
+    return f" of disk {image.disk}" if len(images) > 1 else ""
+
+
+def _is_active(store: ImageStore, image: str) -> bool:
+    stored = store.get(image)
+    return stored is not None and stored.status == "active"
+
+
+def _create(call: Call, store: ImageStore, image: DiskImage, marked: Mapping[str, str]) -> None:
+    """Have a record without data: what an earlier attempt uploaded is of an earlier moment than the others."""
+    if _is_active(store, image.id):
+        call.phase(f"delete the image of disk {image.disk}: it is of an earlier moment")
+        store.delete(image.id)
+    store.create(image.id, name=image.name, format=_format(call), properties=marked)
+
+
+def _format(call: Call) -> Literal["qcow2", "raw"]:
+    return cast(Literal["qcow2", "raw"], call.arguments.get("format", "qcow2"))
+
+
+def _export(call: Call, copies: Mapping[str, str]) -> None:
+    """Copy the disks, with the guest's file systems frozen if the plan asks for it and the guest can."""
     wanted = call.arguments.get("quiesce", "never")
+    call.phase("copy the disk" if len(copies) == 1 else "copy the disks", quiesce=wanted)
 
-    def export(*, quiesce: bool) -> VolumeFacts:
-        return call.compute.export_disk(call.instance, volume, target, quiesce=quiesce, deadline=call.deadline)
+    def export(*, quiesce: bool) -> None:
+        call.compute.export_disks(call.instance, copies, quiesce=quiesce, format=_format(call), deadline=call.deadline)
 
     if wanted == "never":
-        return export(quiesce=False)
+        export(quiesce=False)
+        return
     try:
-        return export(quiesce=True)
-    except Unsupported:
+        export(quiesce=True)
+    except NotFrozen:
         if wanted == "required":
             raise
-    call.log("the guest cannot freeze its file systems: the copy is as after a power cut")
-    return export(quiesce=False)
+        call.log("the guest cannot freeze its file systems: the copy is as after a power cut")
+        export(quiesce=False)
+
+
+def _let_go_on(call: Call) -> None:
+    """Thaw the guest, if a process that froze it may have died before it thawed it."""
+    if call.undo.get("quiesce", "never") != "never":
+        call.phase("thaw the guest's file systems, if they are frozen")
+        call.compute.thaw(call.instance)
+
+
+def _upload(call: Call, store: ImageStore, image: DiskImage, which: str) -> None:
+    """Have the copy in the image."""
+    source = image.copy
+    if image.compressed:
+        source = image.compressed
+        call.phase(f"compress the copy{which}")
+        call.compute.compress_volume(image.copy, source, str(call.arguments["compress"]), call.deadline)
+        call.compute.delete_volume(image.copy)
+    call.phase(f"upload the image{which}")
+    with call.compute.open_volume(source) as data:
+        store.upload(image.id, data, None, call.deadline)
+
+
+def _clean_up(call: Call, image: DiskImage, which: str) -> None:
+    call.phase(f"delete the copy{which} on the host")
+    for volume in image.volumes:
+        call.compute.delete_volume(volume)
 
 
 ACTION = Action(do=do, probe=probe, undo=undo, leftovers=leftovers, outputs=outputs)

@@ -127,4 +127,6 @@ def _result(step: StepRecord) -> str:
         return step.error["brief"]
     if "image" in step.outputs:
         return f"image {step.outputs['image']}"
+    if "images" in step.outputs:
+        return f"images {', '.join(step.outputs['images'].values())}"
     return ", ".join(step.outputs.get("addresses", ()))

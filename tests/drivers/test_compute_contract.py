@@ -740,7 +740,7 @@ def test_an_export_is_flat_and_leaves_everything_else(host: Host, tmp_path: Path
     name = host.made(state=state, disk=disk)
     before = host.seen(name)
 
-    made = host.compute.export_disk(name, disk, target, quiesce=False, deadline=host.deadline())
+    (made,) = host.compute.export_disks(name, {disk: target}, deadline=host.deadline())
 
     assert (made.name, made.base, made.format, made.capacity) == (target, None, "qcow2", 8 * MIB)
     assert made.mark is not None and made.mark.plan == host.plan
@@ -759,7 +759,7 @@ def test_an_export_can_be_repeated(host: Host, tmp_path: Path) -> None:
     disk, target = host.volume("boot", base=base), host.mark().volume("copy")
     name = host.made(disk=disk)
     for _ in range(2):
-        host.compute.export_disk(name, disk, target, quiesce=False, deadline=host.deadline())
+        host.compute.export_disks(name, {disk: target}, deadline=host.deadline())
     assert content_of(host.compute.open_volume(target), tmp_path, "qcow2", len(CONTENT)) == CONTENT
 
 
@@ -768,7 +768,7 @@ def test_an_export_can_be_repeated(host: Host, tmp_path: Path) -> None:
 def test_an_export_that_nobody_waits_for_leaves_nothing(host: Host, state: State) -> None:
     name, target = host.made(state=state), host.mark().volume("copy")
     with pytest.raises(DeadlinePassed):
-        host.compute.export_disk(name, host.mark().volume("boot"), target, quiesce=False, deadline=cancelled())
+        host.compute.export_disks(name, {host.mark().volume("boot"): target}, deadline=cancelled())
     assert target not in host.ours()
     assert host.seen(name).state is state
 
@@ -780,10 +780,10 @@ def test_an_export_cancelled_on_the_way_leaves_nothing_or_is_whole(host: Host, t
     disk, target = host.volume("boot", base=base), host.mark().volume("copy")
     name = host.made(state=State.RUNNING, disk=disk)
     try:
-        host.compute.export_disk(name, disk, target, quiesce=False, deadline=cancelled_on_the_way())
+        host.compute.export_disks(name, {disk: target}, deadline=cancelled_on_the_way())
     except DeadlinePassed:
         assert target not in host.ours()
-        host.compute.export_disk(name, disk, target, quiesce=False, deadline=host.deadline())
+        host.compute.export_disks(name, {disk: target}, deadline=host.deadline())
     assert content_of(host.compute.open_volume(target), tmp_path, "qcow2", len(CONTENT)) == CONTENT
 
 
@@ -798,5 +798,5 @@ def test_only_a_disk_of_an_instance_of_ours_is_exported(host: Host) -> None:
         (host.name("other"), foreign, Conflict),
     ):
         with pytest.raises(error):
-            host.compute.export_disk(instance, volume, target, quiesce=False, deadline=host.deadline())
+            host.compute.export_disks(instance, {volume: target}, deadline=host.deadline())
     assert host.all_volumes() == all_before

@@ -189,7 +189,8 @@ def test_a_disk_grows_and_keeps_its_content(
     assert capacity(host, disk) == 16 * MIB and capacity(host, host.mark().volume("other")) == 8 * MIB
     host.compute.power_off(name)
     copy = host.mark().volume("copy")
-    assert host.compute.export_disk(name, disk, copy, quiesce=False, deadline=host.deadline()).capacity == 16 * MIB
+    (made,) = host.compute.export_disks(name, {disk: copy}, deadline=host.deadline())
+    assert made.capacity == 16 * MIB
     assert content_of(host.compute.open_volume(copy), tmp_path, "qcow2", len(CONTENT)) == CONTENT
 
 

@@ -129,9 +129,9 @@ def test_a_host_that_cannot_be_reached_answers_no_call(compute: SimulatedCompute
 def test_a_copy_that_fails_on_the_way_leaves_nothing(compute: SimulatedCompute) -> None:
     make(compute)
     target = mark().volume("copy")
-    compute.fail("export_disk", at="during", error="error")
+    compute.fail("export_disks", at="during", error="error")
     with pytest.raises(DriverError):
-        compute.export_disk("web", mark().volume("boot"), target, quiesce=False, deadline=Deadline())
+        compute.export_disks("web", {mark().volume("boot"): target}, deadline=Deadline())
     assert target not in {volume.name for volume in compute.volumes()}
 
 
@@ -142,13 +142,13 @@ def test_a_copy_takes_its_time_and_ends_when_nobody_waits(compute: SimulatedComp
         world.copy_seconds = 0.2
     told: list[tuple[int, int]] = []
     deadline = Deadline(on_progress=lambda *now: told.append(now))
-    compute.export_disk("web", boot, target, quiesce=False, deadline=deadline)
+    compute.export_disks("web", {boot: target}, deadline=deadline)
     assert len(told) > 2
     compute.delete_volume(target)
     impatient: Deadline = Deadline(on_progress=lambda _done, _total: impatient.cancel())
     for deadline in (impatient, Deadline(0.05)):
         with pytest.raises(DeadlinePassed):
-            compute.export_disk("web", boot, target, quiesce=False, deadline=deadline)
+            compute.export_disks("web", {boot: target}, deadline=deadline)
         assert target not in {volume.name for volume in compute.volumes()}
 
 
@@ -190,7 +190,7 @@ def test_a_volume_without_a_mark_is_not_made(compute: SimulatedCompute) -> None:
         compute.create_volume("disk.qcow2", size=MIB, format="qcow2", base=None, deadline=Deadline())
     make(compute)
     with pytest.raises(DriverError):
-        compute.export_disk("web", mark().volume("boot"), "copy.qcow2", quiesce=False, deadline=Deadline())
+        compute.export_disks("web", {mark().volume("boot"): "copy.qcow2"}, deadline=Deadline())
     with compute.world() as world:
         assert set(world.volumes) == {mark().volume("boot")}
 
@@ -224,7 +224,7 @@ def test_a_full_pool_takes_no_copy(compute: SimulatedCompute) -> None:
     with compute.world() as world:
         world.space = 999
     with pytest.raises(OutOfSpace):
-        compute.export_disk("web", mark().volume("boot"), mark().volume("copy"), quiesce=False, deadline=Deadline())
+        compute.export_disks("web", {mark().volume("boot"): mark().volume("copy")}, deadline=Deadline())
     assert [volume.name for volume in compute.volumes()] == [mark().volume("boot")]
 
 
@@ -265,15 +265,15 @@ def test_a_guest_of_its_own_manners(compute: SimulatedCompute) -> None:
 def test_a_freeze_needs_an_agent_and_always_ends(compute: SimulatedCompute) -> None:
     make(compute)
     target = mark().volume("copy")
-    compute.export_disk("web", mark().volume("boot"), target, quiesce=True, deadline=Deadline())
-    compute.fail("export_disk", at="during")
+    compute.export_disks("web", {mark().volume("boot"): target}, quiesce=True, deadline=Deadline())
+    compute.fail("export_disks", at="during")
     with pytest.raises(Transient):
-        compute.export_disk("web", mark().volume("boot"), target, quiesce=True, deadline=Deadline())
+        compute.export_disks("web", {mark().volume("boot"): target}, quiesce=True, deadline=Deadline())
     assert compute.events().count("freeze web") == compute.events().count("thaw web") == 2
     with compute.world() as world:
         world.guests["web"] = {"agent": False}
     with pytest.raises(DriverError):
-        compute.export_disk("web", mark().volume("boot"), target, quiesce=True, deadline=Deadline())
+        compute.export_disks("web", {mark().volume("boot"): target}, quiesce=True, deadline=Deadline())
 
 
 def test_events_tell_what_took_effect(compute: SimulatedCompute) -> None:
@@ -343,10 +343,10 @@ def test_a_copy_whose_process_dies_is_half_made_and_can_be_repeated(tmp_path: Pa
     compute = SimulatedCompute.in_file("host", tmp_path / "world.json")
     make(compute)
     compute.write_disk(mark().volume("boot"), b"data")
-    compute.fail("export_disk", kill=True, at="during")
+    compute.fail("export_disks", kill=True, at="during")
     code = (
-        "compute.export_disk('web', mark('web').volume('boot'), mark('web').volume('copy'),"
-        " quiesce=False, deadline=Deadline())"
+        "compute.export_disks('web', {mark('web').volume('boot'): mark('web').volume('copy')},"
+        " deadline=Deadline())"
     )
     assert finish(child(code, tmp_path / "world.json")) == -signal.SIGKILL
     with compute.world() as world:

@@ -41,7 +41,7 @@ _DO_CALL = {
     "start": "start",
     "stop": "request_shutdown",
     "terminate": "set_aside",
-    "snapshot": "export_disk",
+    "snapshot": "export_disks",
     "lock": "note",
     "unlock": "note",
 }

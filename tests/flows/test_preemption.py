@@ -117,7 +117,7 @@ def test_volumes_that_the_other_run_was_making_go_with_the_instance(yard: Yard) 
 
 def test_a_copy_that_the_other_run_was_making_goes_with_the_instance(yard: Yard) -> None:
     yard.run("instances:\n  web: {memory: 64 MiB, disks: [1 MiB]}\n")
-    yard.kvm1.fail("export_disk", name="web", hang=2.0, at="after")
+    yard.kvm1.fail("export_disks", name="web", hang=2.0, at="after")
     busy = Busy(yard, "instances:\n  web: {memory: 64 MiB, disks: [2 MiB]}\n")
     busy.begin("resize.web")
     for _ in range(100):

@@ -204,13 +204,13 @@ def test_two_resizes_in_one_run_are_undone_one_after_the_other(yard: Yard) -> No
 
 
 CALLS = (
-    "export_disk", "create_volume", "delete_volume", "resize", "grow_disk", "request_shutdown", "wait_state", "start",
+    "export_disks", "create_volume", "delete_volume", "resize", "grow_disk", "request_shutdown", "wait_state", "start",
     "note", "volumes",
 )  # fmt: skip
 
 
 @pytest.mark.parametrize(("call", "at"), [
-    *((call, "before") for call in CALLS), *((call, "after") for call in CALLS[1:]), ("export_disk", "during"),
+    *((call, "before") for call in CALLS), *((call, "after") for call in CALLS[1:]), ("export_disks", "during"),
 ])  # fmt: skip
 def test_whatever_call_fails_the_world_is_as_before(yard: Yard, call: str, at: Any) -> None:
     before = seen(yard)
@@ -391,7 +391,7 @@ def test_killed_at_every_word(tmp_path: Path, text: str, before: bool, forward: 
 @pytest.mark.real
 @pytest.mark.parametrize("forward", [False, True], ids=["back", "forward"])
 @pytest.mark.parametrize(("call", "at"), [
-    *((call, "before") for call in CALLS), *((call, "after") for call in CALLS[1:]), ("export_disk", "during"),
+    *((call, "before") for call in CALLS), *((call, "after") for call in CALLS[1:]), ("export_disks", "during"),
 ])  # fmt: skip
 def test_killed_in_any_call(tmp_path: Path, call: str, at: Any, forward: bool) -> None:
     text, good, yard = resize(ALL), launched(Yard(tmp_path / "good")), launched(Yard(tmp_path / "bad"))

@@ -92,7 +92,7 @@ class Machine:
     def export(self, disk: str, deadline: Deadline | None = None) -> Path:
         """Have the disk copied while the guest's file systems are frozen."""
         copy = self.mark.volume("copy")
-        self.qemu.compute.export_disk(self.name, disk, copy, quiesce=True, deadline=deadline or Deadline(60))
+        self.qemu.compute.export_disks(self.name, {disk: copy}, quiesce=True, deadline=deadline or Deadline(60))
         return self.qemu.folder / copy
 
     def freezes(self) -> list[str]:

@@ -91,7 +91,7 @@ def test_the_test_hypervisor_says_what_it_cannot_do(tmp_path: Path) -> None:
         lambda: compute.console("test"),
         lambda: compute.open_volume(disk),
         lambda: compute.execute("test", ["true"], b"", Deadline(1)),
-        lambda: compute.export_disk("test", disk, disk, quiesce=False, deadline=Deadline(1)),
+        lambda: compute.export_disks("test", {disk: disk}, deadline=Deadline(1)),
     ):
         with pytest.raises(Unsupported):
             attempt()

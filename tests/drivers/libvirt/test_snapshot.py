@@ -71,7 +71,7 @@ class Machine:
             time.sleep(0.1)
 
     def export(self, deadline: Deadline | None = None) -> None:
-        self.qemu.compute.export_disk(self.name, self.disk, self.copy, quiesce=False, deadline=deadline or Deadline(60))
+        self.qemu.compute.export_disks(self.name, {self.disk: self.copy}, deadline=deadline or Deadline(60))
 
     def begin_backup(self) -> None:
         """What a process does that dies right afterwards."""
