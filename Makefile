@@ -43,7 +43,7 @@ lint: venv ## check style, types and layers only
 	$(BIN)/lint-imports
 
 check: lint ## everything that needs no hypervisor, in under a minute
-	$(BIN)/pytest -m "not real" -n auto
+	$(BIN)/pytest -m "not real and not sweep" -n auto
 
 test: ## everything, real virtual machines included; a fresh machine is set up first
 	@scripts/setup-system.sh test
@@ -51,6 +51,7 @@ test: ## everything, real virtual machines included; a fresh machine is set up f
 	@$(MAKE) --no-print-directory guest
 	@$(MAKE) --no-print-directory servers
 	@$(MAKE) --no-print-directory check
+	$(BIN)/pytest -m "sweep and not real" -n auto
 	$(BIN)/pytest -m real
 
 demo: setup ## run the demo plans on real virtual machines

@@ -429,7 +429,7 @@ ROUND = (
 )  # fmt: skip
 
 
-@pytest.mark.real
+@pytest.mark.sweep
 @pytest.mark.parametrize("forward", [False, True], ids=["back", "forward"])
 @pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
 def test_killed_at_every_word(tmp_path: Path, before: bool, forward: bool) -> None:

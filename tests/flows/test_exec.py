@@ -200,6 +200,7 @@ def test_what_never_reached_an_agent_is_not_undone(yard: Yard) -> None:
     assert ran(yard) == []
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("at", ["before", "after"])
 def test_a_fault_at_any_call_is_undone(yard: Yard, at: str) -> None:
     before = picture(yard)
@@ -209,6 +210,7 @@ def test_a_fault_at_any_call_is_undone(yard: Yard, at: str) -> None:
             assert ran(trial.yard)[-1] == "clean-up", trial.where
 
 
+@pytest.mark.sweep
 def test_an_undo_that_fails_twice_succeeds_in_the_end(yard: Yard) -> None:
     for trial in with_faults(yard, UNDONE + FAIL, times=2):
         assert trial.state == RunState.ROLLED_BACK, trial.where
@@ -216,7 +218,7 @@ def test_an_undo_that_fails_twice_succeeds_in_the_end(yard: Yard) -> None:
             assert ran(trial.yard)[-1] == "clean-up", trial.where
 
 
-@pytest.mark.real
+@pytest.mark.sweep
 @pytest.mark.parametrize("forward", [False, True], ids=["back", "forward"])
 @pytest.mark.parametrize("before_it", [True, False], ids=["before", "after"])
 def test_killed_at_every_word(yard: Yard, before_it: bool, forward: bool) -> None:

@@ -215,6 +215,7 @@ def test_a_guest_that_does_not_shut_down_is_left_alone_where_force_is_not_allowe
     assert "power_off web" not in yard.kvm1.events()
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("at", ["before", "after"])
 @pytest.mark.parametrize("text", [EDITED + REBUILD, PLAN + RESTORE], ids=["rebuild", "restore"])
 def test_a_fault_at_any_call_leaves_all_as_before(yard: Yard, text: str, at: str) -> None:
@@ -230,12 +231,14 @@ def test_a_fault_at_any_call_leaves_all_as_before(yard: Yard, text: str, at: str
     assert number > 10
 
 
+@pytest.mark.sweep
 def test_an_undo_that_fails_twice_succeeds_in_the_end(yard: Yard) -> None:
     before = picture(yard)
     for trial in with_faults(yard, EDITED + REBUILD + FAIL, times=2):
         assert (trial.state, picture(trial.yard)) == (RunState.ROLLED_BACK, before), trial.where
 
 
+@pytest.mark.sweep
 def test_a_passing_fault_is_passed(yard: Yard) -> None:
     text = EDITED + REBUILD.replace("instances: [web]", "instances: [web], retry: {attempts: 2, delay: 1ms}")
     for trial in with_faults(yard, text, error="transient", at="after"):
@@ -244,7 +247,7 @@ def test_a_passing_fault_is_passed(yard: Yard) -> None:
         assert trial.yard.preview(EDITED).changes == (), trial.where
 
 
-@pytest.mark.real
+@pytest.mark.sweep
 @pytest.mark.parametrize("forward", [False, True], ids=["back", "forward"])
 @pytest.mark.parametrize("before_it", [True, False], ids=["before", "after"])
 def test_killed_at_every_word(yard: Yard, before_it: bool, forward: bool) -> None:

@@ -175,7 +175,7 @@ def test_a_run_is_resumed_from_any_folder(tmp_path: Path, monkeypatch: pytest.Mo
     assert plan_of(record, place.config, as_recorded=False).name == "crash"
 
 
-@pytest.mark.real
+@pytest.mark.sweep
 @pytest.mark.parametrize("forward", [False, True], ids=["back", "forward"])
 @pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
 def test_killed_at_every_word_of_a_run(
@@ -214,7 +214,7 @@ def test_killed_at_every_word_of_a_run(
     assert (leaks, wrong) == (0, 0)
 
 
-@pytest.mark.real
+@pytest.mark.sweep
 @pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
 def test_killed_at_every_word_of_a_rollback(
     lab: Callable[[str, str], Lab], before: bool, capsys: pytest.CaptureFixture[str]
@@ -243,7 +243,7 @@ def test_killed_at_every_word_of_a_rollback(
     assert number > 60
 
 
-@pytest.mark.real
+@pytest.mark.sweep
 def test_killed_at_every_word_of_a_recovery(lab: Callable[[str, str], Lab]) -> None:
     number = 0
     while True:

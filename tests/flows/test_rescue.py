@@ -138,6 +138,7 @@ def test_a_later_failure_brings_the_rescue_back(rescued: Yard, power: State) -> 
     assert picture(rescued) == before
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("at", ["before", "after"])
 def test_a_fault_at_any_call_of_a_rescue_leaves_all_as_before(yard: Yard, at: str) -> None:
     before, good = picture(yard), 0
@@ -151,6 +152,7 @@ def test_a_fault_at_any_call_of_a_rescue_leaves_all_as_before(yard: Yard, at: st
     assert good == 1
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("at", ["before", "after"])
 def test_a_fault_at_any_call_of_an_unrescue_leaves_all_as_before(rescued: Yard, at: str) -> None:
     before = picture(rescued)
@@ -161,12 +163,14 @@ def test_a_fault_at_any_call_of_an_unrescue_leaves_all_as_before(rescued: Yard, 
             assert (trial.state, picture(trial.yard)) == (RunState.ROLLED_BACK, before), trial.where
 
 
+@pytest.mark.sweep
 def test_an_undo_that_fails_twice_succeeds_in_the_end(yard: Yard) -> None:
     before = picture(yard)
     for trial in with_faults(yard, BOTH + FAIL, times=2):
         assert (trial.state, picture(trial.yard)) == (RunState.ROLLED_BACK, before), trial.where
 
 
+@pytest.mark.sweep
 def test_a_passing_fault_is_passed(yard: Yard) -> None:
     text = BOTH.replace("instances: [web]", "instances: [web], retry: {attempts: 2, delay: 1ms}")
     before = picture(yard)
@@ -184,7 +188,7 @@ def test_what_an_undo_cannot_undo_is_named(yard: Yard) -> None:
     assert leftovers(RunState.ROLLBACK_INCOMPLETE, yard.journal.steps("r2")) == [f"volume {volume} on kvm1"]
 
 
-@pytest.mark.real
+@pytest.mark.sweep
 @pytest.mark.parametrize("forward", [False, True], ids=["back", "forward"])
 @pytest.mark.parametrize("before_it", [True, False], ids=["before", "after"])
 def test_killed_at_every_word(rescued: Yard, before_it: bool, forward: bool) -> None:

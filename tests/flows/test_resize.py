@@ -369,7 +369,7 @@ def compare(yard: Yard, state: RunState, before: Seen, after: Seen) -> None:
     assert seen(yard) == (after if state == RunState.SUCCEEDED else before)
 
 
-@pytest.mark.real
+@pytest.mark.sweep
 @pytest.mark.parametrize("forward", [False, True], ids=["back", "forward"])
 @pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
 @pytest.mark.parametrize("text", [
@@ -388,7 +388,7 @@ def test_killed_at_every_word(tmp_path: Path, text: str, before: bool, forward: 
     assert number > 20
 
 
-@pytest.mark.real
+@pytest.mark.sweep
 @pytest.mark.parametrize("forward", [False, True], ids=["back", "forward"])
 @pytest.mark.parametrize(("call", "at"), [
     *((call, "before") for call in CALLS), *((call, "after") for call in CALLS[1:]), ("export_disks", "during"),

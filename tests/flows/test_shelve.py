@@ -305,6 +305,7 @@ def test_a_guest_that_does_not_shut_down_is_left_alone(yard: Yard) -> None:
     assert "power_off web" not in yard.kvm1.events()
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("at", ["before", "after"])
 def test_a_fault_at_any_call_of_a_shelve_leaves_all_as_before(yard: Yard, at: str) -> None:
     before, number = picture(yard), 0
@@ -317,6 +318,7 @@ def test_a_fault_at_any_call_of_a_shelve_leaves_all_as_before(yard: Yard, at: st
     assert number > 15
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("at", ["before", "after"])
 def test_a_fault_at_any_call_of_an_unshelve_leaves_all_as_before(shelved: Yard, at: str) -> None:
     before, number = picture(shelved), 0
@@ -329,18 +331,21 @@ def test_a_fault_at_any_call_of_an_unshelve_leaves_all_as_before(shelved: Yard, 
     assert number > 8
 
 
+@pytest.mark.sweep
 def test_an_undo_of_a_shelve_that_fails_twice_succeeds_in_the_end(yard: Yard) -> None:
     before = picture(yard)
     for trial in with_faults(yard, PLAN + SHELVE + FAIL, times=2):
         assert (trial.state, picture(trial.yard)) == (RunState.ROLLED_BACK, before), trial.where
 
 
+@pytest.mark.sweep
 def test_an_undo_of_an_unshelve_that_fails_twice_succeeds_in_the_end(shelved: Yard) -> None:
     before = picture(shelved)
     for trial in with_faults(shelved, PLAN + UNSHELVE + FAIL, times=2):
         assert (trial.state, picture(trial.yard)) == (RunState.ROLLED_BACK, before), trial.where
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("operations", [SHELVE, BOTH], ids=["shelve", "both"])
 def test_a_passing_fault_is_passed(yard: Yard, operations: str) -> None:
     text = PLAN + operations.replace("instances: [web]", "instances: [web], retry: {attempts: 2, delay: 1ms}")
@@ -352,7 +357,7 @@ def test_a_passing_fault_is_passed(yard: Yard, operations: str) -> None:
             assert (contents(trial.yard, "web"), images(trial.yard)) == (WRITTEN, {}), trial.where
 
 
-@pytest.mark.real
+@pytest.mark.sweep
 @pytest.mark.parametrize("forward", [False, True], ids=["back", "forward"])
 @pytest.mark.parametrize("before_it", [True, False], ids=["before", "after"])
 def test_a_shelve_killed_at_every_word(yard: Yard, before_it: bool, forward: bool) -> None:
@@ -366,7 +371,7 @@ def test_a_shelve_killed_at_every_word(yard: Yard, before_it: bool, forward: boo
     assert number > 20
 
 
-@pytest.mark.real
+@pytest.mark.sweep
 @pytest.mark.parametrize("forward", [False, True], ids=["back", "forward"])
 @pytest.mark.parametrize("before_it", [True, False], ids=["before", "after"])
 def test_an_unshelve_killed_at_every_word(shelved: Yard, before_it: bool, forward: bool) -> None:
