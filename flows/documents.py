@@ -4,10 +4,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # `validate` must not pay for what it does not use
-    from drivers.compute import InstanceFacts
+    from drivers.compute import InstanceFacts, VolumeFacts
     from drivers.image_store import StoredImage
     from flows.preview import Preview
-    from planvirt.errors import Problem
+    from flows.pruning import Item
+    from planvirt.errors import PlanvirtError, Problem
     from planvirt.graph import Graph
     from planvirt.journal.records import RunRecord, StepRecord, Transition
 
@@ -101,22 +102,61 @@ def instances(found: "Iterable[InstanceFacts]") -> dict[str, Any]:
 
 def images(found: "Iterable[StoredImage]") -> dict[str, Any]:
     """The document of `image list`."""
+    return {"images": [image(item) for item in found]}
+
+
+def image(item: "StoredImage") -> dict[str, Any]:
+    """One image, as every document has it."""
+    return {
+        "id": item.id,
+        "name": item.name,
+        "store": item.store,
+        "size": item.size,
+        "checksum": item.checksum,
+        "status": item.status,
+        "format": item.format,
+        "created": item.created,
+        "properties": dict(item.properties),
+    }
+
+
+def pulled(host: str, item: "StoredImage", volume: "VolumeFacts") -> dict[str, Any]:
+    """The document of `image pull`."""
+    kept = {"host": host, "name": volume.name, "capacity": volume.capacity, "allocation": volume.allocation}
+    return {"image": image(item), "volume": kept}
+
+
+def verified(ended: "Iterable[tuple[StoredImage, PlanvirtError | None]]") -> dict[str, Any]:
+    """The document of `image verify`."""
+    images = [{**image(item), "ok": error is None, "error": error and error.as_dict()} for item, error in ended]
+    return {"ok": all(each["ok"] for each in images), "images": images}
+
+
+def removed(ended: "Iterable[tuple[StoredImage, PlanvirtError | None]]") -> dict[str, Any]:
+    """The document of `image rm`."""
     return {
         "images": [
-            {
-                "id": item.id,
-                "name": item.name,
-                "store": item.store,
-                "size": item.size,
-                "checksum": item.checksum,
-                "status": item.status,
-                "format": item.format,
-                "created": item.created,
-                "properties": dict(item.properties),
-            }
-            for item in found
+            {**image(item), "deleted": error is None, "error": error and error.as_dict()} for item, error in ended
         ]
     }
+
+
+def pruned(items: "Iterable[Item]", ended: "Mapping[Item, int | PlanvirtError]", *, dry_run: bool) -> dict[str, Any]:
+    """The document of `image prune`: everything that was found, and what became of it."""
+    found = [
+        {
+            "host": item.host or None,
+            "name": item.name,
+            "kind": item.kind,
+            "size": item.size,
+            "unused": item.kept is None,
+            "kept": item.kept,
+            "deleted": isinstance(result := ended.get(item), int),
+            "error": result.as_dict() if result is not None and not isinstance(result, int) else None,
+        }
+        for item in items
+    ]
+    return {"dry_run": dry_run, "freed": sum(r for r in ended.values() if isinstance(r, int)), "found": found}
 
 
 def _run(record: "RunRecord") -> dict[str, Any]:

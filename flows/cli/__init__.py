@@ -95,7 +95,9 @@ def _usage(error: click.ClickException) -> UsageError:
     context = error.ctx if isinstance(error, click.UsageError) else None
     hint = f"'{context.command_path} --help' tells what it takes" if context else "'planvirt --help' lists the commands"
     unknown = brief.partition("no such command '")[2].rstrip("'")
-    close = difflib.get_close_matches(unknown, COMMANDS, 1) if unknown else []
+    group = context.command if context is not None and isinstance(context.command, click.Group) else program
+    known = group.list_commands(context or click.Context(program))
+    close = difflib.get_close_matches(unknown, known, 1) if unknown else []
     return UsageError(brief, resolution=f"did you mean '{close[0]}'?" if close else hint)
 
 
