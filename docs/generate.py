@@ -2,6 +2,7 @@
 the verb table, a schema or the command line. tests/docs/test_reference.py finds pages that are stale.
 """
 
+import inspect
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -323,7 +324,7 @@ def _command(parent: click.Context, name: str) -> Iterator[str]:
     rows = [(code(names), " ".join(words.split())) for names, words in records]
     yield f"## {context.command_path}"
     yield code(usage)
-    yield (found.help or "").strip()
+    yield inspect.cleandoc(found.help or "")
     yield table(("option", "meaning"), rows) if rows else ""
 
 

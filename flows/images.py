@@ -2,7 +2,9 @@
 
 import os
 import tempfile
+import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from drivers.compute import LocalImage, VolumeFacts
@@ -27,7 +29,10 @@ class UnusableImages(PlanvirtError):
 def local_image(reference: str, images: Mapping[str, Image], world: World, deadline: Deadline) -> LocalImage:
     """The checked image file behind the name of one of the plan's images, or behind a store reference "STORE/IMAGE"."""
     image = images.get(reference) or Image(name=reference, source=reference)
-    return world.checked_image(reference, lambda: _check(image, world, deadline), deadline)
+    found = world.checked_image(reference, lambda: _check(image, world, deadline), deadline)
+    if found.path.is_relative_to(world.cache):
+        _note_use(found.path)
+    return found
 
 
 def at_hand(reference: str, images: Mapping[str, Image], world: World) -> bool:
@@ -123,6 +128,12 @@ def _from_the_web(image: Image, world: World, deadline: Deadline) -> LocalImage:
     except WrongChecksum:
         path.unlink(missing_ok=True)
         return look(download(image.source, image.checksum, folder, deadline))
+
+
+def _note_use(path: Path) -> None:
+    """Tell `image prune` that the file was wanted just now: not every file system notes when a file is read."""
+    with suppress(OSError):
+        os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))
 
 
 def _downloads(world: World) -> Path:

@@ -10,7 +10,7 @@ from flows.world import World
 from planvirt.errors import Conflict, UsageError
 from planvirt.problems import did_you_mean
 
-_KINDS = {"snapshot": "a snapshot", "backup": "a backup", "shelve": "a shelved disk", "upload": "a file"}
+_KINDS = {"snapshot": "a snapshot", "backup": "a backup", "shelve": "a shelved disk"}
 
 
 def stored_image(world: World, reference: str, *, alone: bool = False) -> StoredImage:
@@ -82,6 +82,9 @@ def told(image: StoredImage) -> list[tuple[str, str]]:
             words.append(("instance", rest["instance_uuid"]))
         known = {"image_type", "instance_uuid", *(f"planvirt_{key}" for key in ("disk", "instance", "plan", "run"))}
         rest = {key: value for key, value in rest.items() if key not in known | {"planvirt_commit"}}
+    if kind == "upload" and rest.get("planvirt_file"):
+        words.append(("what", f"pushed from the file {rest['planvirt_file']}"))
+        rest = {key: value for key, value in rest.items() if key not in ("image_type", "planvirt_file")}
     return words + sorted((key, value) for key, value in rest.items() if value)
 
 

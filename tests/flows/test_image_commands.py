@@ -6,9 +6,10 @@ import io
 import json
 import os
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import chdir, redirect_stderr, redirect_stdout
+from contextlib import chdir, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from drivers.simulated.world import Machine, Volume
 from flows.cli import main
 from flows.image_files import push
 from flows.image_needs import needs
+from flows.images import local_image
 from flows.pruning import delete, look
 from flows.world import World
 from planvirt.config import load_config
@@ -31,6 +33,7 @@ from planvirt.states import Note, State
 from tests.drivers.libvirt_host import Guest, build_guest, qemu_host
 from tests.flows.lab import Lab, lab_at
 from tests.flows.workshop import Ended, Workshop
+from tests.flows.yard import Yard
 
 MIB = 1 << 20
 CONTENT = b"planvirt:disk"
@@ -211,13 +214,14 @@ def test_the_list_can_be_narrowed(workshop: Workshop, image: dict[str, Any], wor
 def test_show_tells_where_an_image_comes_from(workshop: Workshop, world: World) -> None:
     properties = {
         "image_type": "snapshot", "planvirt_plan": "shop", "planvirt_instance": "web-1", "planvirt_disk": "boot",
-        "planvirt_run": "r7", "planvirt_commit": "c0ffee", "instance_uuid": "u-1", "colour": "blue",
+        "planvirt_run": "r7", "planvirt_commit": "c0ffee", "instance_uuid": "u-1", "colour": "blue\x1b[8m",
     }  # fmt: skip
     world.store("local").create("snap", name="nightly", format="qcow2", properties=properties)
     text = workshop.planvirt("image", "show", "local/nightly")
     assert text.code == 0, text
     for words in ("local/snap", "queued", "disk boot of instance web-1", "plan shop in run r7", "c0ffee", "blue"):
         assert words in text.out
+    assert "\x1b" not in text.out
     document = workshop.planvirt("image", "show", "local/snap", "--output", "json").document
     assert (document["image"]["id"], document["image"]["properties"]) == ("snap", properties)
 
@@ -544,6 +548,34 @@ def test_a_run_that_begins_after_the_question_is_not_disturbed(
     assert set(kept.values()) == set(cached(workshop))
 
 
+def test_launches_beside_a_prune_that_never_rests_find_their_image(tmp_path: Path) -> None:
+    yard = Yard(tmp_path / "yard")
+    (tmp_path / "yard" / "base.img").write_bytes(CONTENT * 100)
+    plan = "images: {base: {source: ./base.img}}\ninstances:\n  web: {image: base, memory: 64 MiB, disks: [1 MiB]}\n"
+    ends: list[RunState] = []
+    over = threading.Event()
+
+    def launch() -> None:
+        try:
+            for _ in range(15):
+                ends.append(yard.run(plan))
+                yard.destroy(plan)
+        finally:
+            over.set()
+
+    launching = threading.Thread(target=launch)
+    launching.start()
+    freed = 0
+    with World(yard.config) as world, Journal(yard.config.journal_url) as journal:
+        while not over.is_set():
+            for item in look(world, journal, ["kvm1"], downloads=False, age=0).unused:
+                with suppress(Conflict):
+                    freed += delete(item, world, journal, age=0)
+    launching.join()
+    assert ends == [RunState.SUCCEEDED] * 15
+    assert freed > 0
+
+
 def test_what_was_put_to_use_after_the_question_stays(
     workshop: Workshop, world: World, kept: dict[str, str], journal: Journal
 ) -> None:
@@ -603,6 +635,22 @@ def test_a_download_on_its_way_stays(workshop: Workshop) -> None:
     assert ended.code == 1
     assert "it is being fetched" in ended.err
     assert part.exists()
+
+
+def test_a_download_that_is_wanted_again_stays(workshop: Workshop, world: World, journal: Journal) -> None:
+    (whole,) = downloads(workshop, "sha256-aa")
+    os.utime(whole, (time.time() - 7200, time.time() - 9000))  # read since it was written: reading leaves no trace now
+    assert [i.kept for i in look(world, journal, [], downloads=True, age=3600).items] == [None]
+    local_image(str(whole), {}, world, Deadline())
+    (item,) = look(world, journal, [], downloads=True, age=3600).items
+    assert item.kept is not None and item.kept.startswith("written or read")
+    assert whole.stat().st_mtime < time.time() - 8000  # who checks it right now must not think that it has changed
+
+
+def test_an_unknown_command_is_told_with_one_like_it(workshop: Workshop) -> None:
+    ended = workshop.planvirt("image", "prun")
+    assert ended.code == 2
+    assert "did you mean 'prune'?" in ended.err
 
 
 @pytest.mark.real

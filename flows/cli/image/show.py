@@ -38,5 +38,10 @@ def command(config: str | None, image: str, output: str) -> int:
     ]
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
-        click.echo(f"{name.ljust(width)}  {value}")
+        click.echo(_printable(f"{name.ljust(width)}  {value}"))
     return Exit.OK
+
+
+def _printable(text: str) -> str:
+    """Others may write to a store: what they have put into a record must not take over the terminal."""
+    return "".join(sign if sign.isprintable() else "?" for sign in text)
