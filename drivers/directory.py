@@ -122,10 +122,11 @@ class DirectoryStore:
             if image is None:
                 return
             self.list()  # a record that cannot be read may name the same content
-            if image.status == "active":
-                self._loose(self._content(image)).touch()
-            self._record(id).unlink()
-            _sync_folder(self._images)
+            with self._translated(f"cannot delete image {id}"):
+                if image.status == "active":
+                    self._loose(self._content(image)).touch()
+                self._record(id).unlink()
+                _sync_folder(self._images)
             self._sweep_contents()
 
     def check(self) -> None:

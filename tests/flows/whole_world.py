@@ -65,7 +65,7 @@ def die(yard: Yard, prepared: Prepared, number: int, *, before: bool) -> str | N
         yard.journal = Dying(yard.config.journal_url)
         yard.carry_out(prepared)
 
-    killed = _in_child(body) == signal.SIGKILL
+    killed = in_child(body) == signal.SIGKILL
     yard.runs += 1
     return run if killed else None
 
@@ -89,7 +89,7 @@ def finish(yard: Yard, prepared: Prepared, run: str, *, forward: bool) -> RunSta
         return state
 
 
-def _in_child(body: Callable[[], None]) -> int:
+def in_child(body: Callable[[], None]) -> int:
     """Run in a process of its own; returns the signal that ended it, 0 for none."""
     child = os.fork()
     if child == 0:
