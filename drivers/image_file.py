@@ -1,7 +1,8 @@
 """Image files from outside are hostile until looked at: what they really are, and whether they stay in their file.
 
 A hypervisor that opens a crafted image may be led to read any file of the host. So before one sees it, the header is
-read here by hand, and everything that points out of the file, or that this module does not know, is refused.
+read here by hand, and everything that points out of the file, or that this module does not know, is refused. What
+passes is looked at once more by a reader of others (`drivers/second_look.py`).
 """
 
 import hashlib
@@ -15,6 +16,7 @@ from typing import BinaryIO, Literal
 
 from drivers.compute import LocalImage
 from drivers.errors import DriverError, NotFound, WrongChecksum
+from drivers.second_look import objection
 from planvirt.deadline import Deadline
 
 LARGEST = 64 << 40  # bytes that a guest may see
@@ -26,7 +28,6 @@ _QCOW2 = b"QFI\xfb"
 _SIGNATURES: tuple[tuple[int, bytes, str], ...] = (
     (0, b"KDMV", "vmdk"),
     (0, b"COWD", "vmdk"),
-    (0, b"# Disk Descriptor", "vmdk"),
     (0, b"QED\0", "qed"),
     (0, b"vhdxfile", "vhdx"),
     (0, b"conectix", "vpc"),
@@ -36,7 +37,10 @@ _SIGNATURES: tuple[tuple[int, bytes, str], ...] = (
     (0, b"WithouFreSpacExt", "parallels"),
     (0, b"Bochs Virtual HD Image", "bochs"),
     (0, b"OOOM", "cow"),
+    (0, b"#!/bin/sh\n#V2.0 Format\nmodprobe cloop", "cloop"),
 )
+# A text that names other files. QEMU takes it for one whatever its comments say.
+_DESCRIPTOR = re.compile(rb"# *Disk Descriptor|(?:#[^\n]*+\n|\s)*+version=[0-9]", re.IGNORECASE)
 _PACKED: tuple[tuple[bytes, str], ...] = (
     (b"\x1f\x8b", "gzip"),
     (b"\xfd7zXZ\0", "xz"),
@@ -83,6 +87,8 @@ def inspect(
         _compare(name, checksum.lower(), f"sha512:{sha512}" if sha512 else f"sha256:{sha256}")
     found = _format(name, head, declared_format)
     virtual_size = _qcow2_size(name, head, size) if found == "qcow2" else -(-size // 512) * 512
+    if (objected := objection(head, found)) is not None:
+        raise RefusedImage(f"cannot use {name}: {objected}", resolution="make a plain, flat image of it")
     return LocalImage(path, sha256, found, virtual_size)
 
 
@@ -128,6 +134,8 @@ def _compare(name: str, expected: str, found: str) -> None:
 def _format(name: str, head: bytes, declared: str | None) -> Literal["qcow2", "raw"]:
     """What the file really is, if that is allowed and what was declared."""
     foreign = next((name for at, magic, name in _SIGNATURES if head.startswith(magic, at)), None)
+    if foreign is None and _DESCRIPTOR.match(head):
+        foreign = "vmdk"
     if foreign is not None:
         raise RefusedImage(
             f"cannot use {name}: it is a {foreign} image",

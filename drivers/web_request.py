@@ -44,7 +44,7 @@ def answer(
                 if response.status_code not in _REDIRECTS:
                     yield response
                     return
-                place = _redirected(url, place, response.headers.get("Location", ""))
+                place = redirected(url, place, response.headers.get("Location", ""))
     raise DriverError(f"cannot fetch {shown(url)}", details=f"it leads on more than {_MOST_REDIRECTS} times")
 
 
@@ -65,7 +65,7 @@ def refused(url: str, response: "httpx.Response") -> DriverError:
     return DriverError(brief, details=details, resolution="check the address")
 
 
-def _redirected(url: str, place: str, location: str) -> str:
+def redirected(url: str, place: str, location: str) -> str:
     """Where an answer leads to, if it may: not to what is not encrypted, and from outside not to this machine."""
     import httpx
 

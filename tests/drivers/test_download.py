@@ -16,6 +16,7 @@ import pytest
 
 from drivers.download import TooLarge, download, whole_file
 from drivers.errors import DriverError, NotFound, OutOfSpace, Transient, WrongChecksum
+from drivers.web_request import redirected
 from planvirt.deadline import Deadline, DeadlinePassed
 from tests.drivers.web_server import File, Web, cut, endless, lie, redirect, refuse, stall, web_server
 
@@ -321,6 +322,16 @@ def test_a_redirect_to_elsewhere_is_refused(web: Web, folder: Path, place: str, 
     assert not isinstance(caught.value, Transient)
     assert "hunter2" not in str(caught.value)
     assert names(folder) in ([], ["sha256.part"])
+
+
+@pytest.mark.parametrize("place", ["http://127.0.0.1:8080/x", "https://localhost/x", "http://[::1]/x", "//127.1.2.3/x"])
+def test_nobody_outside_leads_to_this_machine(place: str) -> None:
+    """There is no outside in a test, so what follows a redirect is asked directly."""
+    outside = "https://example.org/image"
+    with pytest.raises(DriverError, match="this machine itself"):
+        redirected(outside, outside, place)
+    assert redirected(outside, outside, "https://mirror.example.org/x") == "https://mirror.example.org/x"
+    assert redirected(outside, "http://127.0.0.1:1/x", "y") == "http://127.0.0.1:1/y"
 
 
 def test_redirects_in_a_circle_end(web: Web, folder: Path) -> None:

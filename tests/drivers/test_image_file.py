@@ -11,6 +11,7 @@ import pytest
 
 from drivers.errors import NotFound, WrongChecksum
 from drivers.image_file import RefusedImage, inspect
+from drivers.second_look import objection
 from drivers.simulated.disk_file import qcow2
 from planvirt.deadline import Deadline, DeadlinePassed
 
@@ -169,6 +170,10 @@ def test_other_formats_are_refused_whatever_the_plan_says(tmp_path: Path, kind: 
     ("begin", "words"),
     [
         (b'# Disk DescriptorFile\nversion=1\nRW 63 FLAT "/etc/shadow" 0\n', "vmdk"),
+        (b'# harmless\nversion=1\nRW 63 FLAT "/etc/shadow" 0\n', "vmdk"),
+        (b'# harmless\n  \nversion=2\r\nRW 63 FLAT "/etc/shadow" 0\n', "vmdk"),
+        (b'\n\nversion=3\ncreateType="custom"\nRW 63 FLAT "/etc/shadow" 0\n', "vmdk"),
+        (b"#!/bin/sh\n#V2.0 Format\nmodprobe cloop file=$0", "cloop"),
         (b"LUKS\xba\xbe\x00\x02", "luks"),
         (b"QFI\xfb", "cut off"),
         (b"QFI\x00" + bytes(100), "version 0"),
@@ -185,6 +190,81 @@ def test_what_is_no_disk_is_refused(tmp_path: Path, begin: bytes, words: str) ->
     path.write_bytes(begin)
     with pytest.raises(RefusedImage, match=words):
         inspect(path, checksum=None, declared_format="qcow2" if begin.startswith(b"QFI") else "raw")
+
+
+def test_an_extent_elsewhere_is_refused(tmp_path: Path) -> None:
+    qemu_img("create", "-f", "vmdk", "-o", "subformat=monolithicFlat", tmp_path / "image", "1M")
+    assert b"FLAT" in (tmp_path / "image").read_bytes()
+    with pytest.raises(RefusedImage, match="vmdk image"):
+        inspect(tmp_path / "image", checksum=None, declared_format="raw")
+
+
+def test_a_text_that_qemu_takes_for_the_description_of_a_disk_is_refused(tmp_path: Path) -> None:
+    """Without the words that such a text usually begins with."""
+    path = tmp_path / "image"
+    (tmp_path / "extent").write_bytes(bytes(MIB))
+    path.write_text('# harmless\nversion=1\nCID=1\nparentCID=ffffffff\ncreateType="monolithicFlat"\n'
+                    'RW 2048 FLAT "extent" 0\n')  # fmt: skip
+    told = subprocess.run(["qemu-img", "info", path], check=True, capture_output=True, text=True)  # noqa: S607
+    assert "file format: vmdk" in told.stdout
+    with pytest.raises(RefusedImage, match="vmdk image"):
+        inspect(path, checksum=None, declared_format="raw")
+
+
+def test_a_flood_of_blanks_is_judged_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "image"
+    path.write_bytes(b" \n" * MIB)
+    assert plain(path, "raw") == ("raw", 2 * MIB)
+
+
+DOS = {510: b"\x55\xaa", 446: bytes.fromhex("80000100 0cfeffff 00000000 00100000")}
+GPT = {510: b"\x55\xaa", 446: bytes.fromhex("00000200 eeffffff 01000000 ff070000"), 512: b"EFI PART"}
+BOOT_SECTOR = {0: b"\xeb\x63\x90", 510: b"\x55\xaa"}
+ISO = {32768: b"\1CD001"}
+TWO_TABLES = GPT | {462: bytes.fromhex("00000100 0cfeffff 00100000 00100000")}
+
+
+def put(data: bytes, pieces: Mapping[int, bytes]) -> bytes:
+    changed = bytearray(data)
+    for at, piece in pieces.items():
+        changed[at : at + len(piece)] = piece
+    return bytes(changed)
+
+
+@pytest.mark.parametrize("pieces", [DOS, GPT, BOOT_SECTOR, ISO, ISO | DOS, TWO_TABLES])
+def test_disks_with_partitions_and_discs_pass_as_raw(tmp_path: Path, pieces: Mapping[int, bytes]) -> None:
+    path = tmp_path / "image"
+    path.write_bytes(put(bytes(MIB), pieces))
+    assert plain(path) == plain(path, "raw") == ("raw", MIB)
+
+
+@pytest.mark.parametrize(("pieces", "words"), [(ISO, "qcow2 and as iso"), (DOS, "qcow2 and as gpt")])
+def test_a_file_that_is_two_things_at_once_is_refused(tmp_path: Path, pieces: Mapping[int, bytes], words: str) -> None:
+    path = forged(tmp_path, {})
+    path.write_bytes(put(path.read_bytes(), pieces))
+    with pytest.raises(RefusedImage, match=words):
+        inspect(path, checksum=None, declared_format="qcow2")
+
+
+def test_the_second_reader_finds_the_dangerous_by_itself(tmp_path: Path) -> None:
+    """It would do so if the first one had not."""
+    base, overlay, external, extents = (tmp_path / name for name in ("base", "overlay", "external", "extents"))
+    qemu_img("create", "-f", "raw", base, "1M")
+    qemu_img("create", "-f", "qcow2", "-b", base, "-F", "raw", overlay)
+    qemu_img("create", "-f", "qcow2", "-o", f"data_file={tmp_path / 'data'},data_file_raw=on", external, "1G")
+    qemu_img("create", "-f", "vmdk", "-o", "subformat=monolithicFlat", extents, "1M")
+    assert "backing file" in (objection(overlay.read_bytes()[:65536], "qcow2") or "")
+    assert "data file" in (objection(external.read_bytes()[:65536], "qcow2") or "")
+    assert objection(extents.read_bytes(), "raw") == "it can be read as raw and as vmdk"
+    assert objection(overlay.read_bytes(), "raw") == "it can be read as raw and as qcow2"
+    assert objection(b"LUKS\xba\xbe\0\1" + bytes(65528), "raw") == "it can be read as raw and as luks"
+
+
+def test_what_the_second_reader_stumbles_over_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "image"
+    path.write_bytes(b"text" * 256 + b"\xff" * MIB)
+    with pytest.raises(RefusedImage, match="second reader"):
+        inspect(path, checksum=None, declared_format="raw")
 
 
 def test_a_raw_disk_is_what_is_left(tmp_path: Path) -> None:
