@@ -45,7 +45,11 @@ def answer(
                     yield response
                     return
                 place = redirected(url, place, response.headers.get("Location", ""))
-    raise DriverError(f"cannot fetch {shown(url)}", details=f"it leads on more than {_MOST_REDIRECTS} times")
+    raise DriverError(
+        f"cannot fetch {shown(url)}",
+        details=f"it leads on more than {_MOST_REDIRECTS} times",
+        resolution="name a better address",
+    )
 
 
 def refused(url: str, response: "httpx.Response") -> DriverError:
@@ -73,7 +77,8 @@ def redirected(url: str, place: str, location: str) -> str:
     try:
         there = httpx.URL(place).join(location)
     except (httpx.InvalidURL, ValueError) as error:
-        raise DriverError(brief, details="it leads to what is no address") from error
+        details = "it leads to what is no address"
+        raise DriverError(brief, details=details, resolution="name a better address") from error
     found = str(there.copy_with(fragment=None))
     try:
         check_address(found)
@@ -124,6 +129,8 @@ def _translated(url: str, deadline: Deadline, patience: float) -> Iterator[None]
                 resolution="if an authority of your own has signed it, name that authority's file in SSL_CERT_FILE",
             ) from error
         raise Transient(brief, details=str(error).lower() or type(error).__name__) from error
+    except (httpx.InvalidURL, UnicodeError) as error:
+        raise DriverError(brief, details=str(error).lower(), resolution="check the address") from error
 
 
 def _untrusted(error: BaseException | None) -> ssl.SSLCertVerificationError | None:

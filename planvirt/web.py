@@ -34,7 +34,8 @@ def check_address(text: str) -> None:
     if "@" in text.partition("://")[2].partition("/")[0].partition("?")[0]:
         hint = "take them out; an image that needs them can be kept in a store"
         raise AddressRefused("an address must hold no user name and no password", hint)
-    if match is None or len(text) > _LONGEST or "#" in text or not 0 < int(match["port"] or 1) < 1 << 16:
+    fits = match is not None and len(text) <= _LONGEST and "#" not in text and 0 < int(match["port"] or 1) < 1 << 16
+    if match is None or not fits or not _is_host(match["host"]):
         raise AddressRefused("this is not a usable address", "write it as 'https://HOST/PATH', escaped as in a browser")
     if scheme == "http" and not is_loopback(text):
         hint = f"try 'https{text[4:]}'" if "?" not in text else "try it with 'https://'"
@@ -49,6 +50,17 @@ def is_loopback(text: str) -> bool:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def _is_host(text: str) -> bool:
+    """Whether the text can be a host's name or number."""
+    try:
+        if text.startswith("[") or text.rpartition(".")[2].isdecimal():
+            ipaddress.ip_address(text.strip("[]"))
+            return True
+    except ValueError:
+        return False
+    return all(0 < len(label) < 64 for label in text.split("."))
 
 
 def shown(text: str) -> str:

@@ -350,11 +350,23 @@ def test_the_address_that_was_not_found_is_named_after_a_redirect(web: Web, fold
 
 @pytest.mark.parametrize(
     "url",
-    ["http://example.org/image", "https://me:hunter2@example.org/image", "ftp://127.0.0.1/image", "file:///etc/passwd"],
+    [
+        "http://example.org/image",
+        "https://me:hunter2@example.org/image",
+        "ftp://127.0.0.1/image",
+        "file:///etc/passwd",
+        "https://a..b/image",
+        f"https://{'a' * 64}.example/image",
+        "https://999.1.1.1/image",
+        "https://[1:2]/image",
+        "https://xn--a/image",
+    ],
 )
 def test_an_address_that_no_plan_may_have_is_refused_here_as_well(folder: Path, url: str) -> None:
     with pytest.raises(DriverError) as caught:
         download(url, SHA256, folder, Deadline(30))
+    assert not isinstance(caught.value, Transient)
+    assert caught.value.details and caught.value.resolution
     assert "hunter2" not in str(caught.value)
 
 
