@@ -57,8 +57,8 @@ def export(
     abort_leftover(domain)
     for each in copies:
         _discard(pool, each.target)
+    state = instances.state_of(domain)
     try:
-        state = instances.state_of(domain)
         if state in {State.RUNNING, State.PAUSED, State.ERROR} and domain.isActive():
             _export_active(pool, domain, copies, quiesce=quiesce, format=format, deadline=deadline)
         else:
@@ -72,6 +72,8 @@ def export(
     except BaseException:
         for each in copies:
             _discard_quietly(pool, each.target)
+        if state is State.RUNNING:
+            _wake(domain)
         raise
     return made
 
@@ -119,6 +121,13 @@ def _discard_quietly(pool: Pool, target: str) -> None:
         DriverError, Conflict
     ):  # the first error is the one to tell; the target bears our mark and the undo finds it
         _discard(pool, target)
+
+
+def _wake(domain: Any) -> None:
+    """Let a guest go on that stopped at a write: the copies had taken the space, which they have given back by now."""
+    with suppress(libvirt.libvirtError):  # the first error is the one to tell
+        if tuple(domain.state()) == (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_IOERROR):
+            domain.resume()
 
 
 # Not running
