@@ -377,15 +377,9 @@ class Compute(Protocol):
     # Snapshot
 
     def export_disks(
-        self,
-        name: str,
-        disks: Mapping[str, str],
-        *,
-        quiesce: bool = False,
-        format: Literal["qcow2", "raw"] = "qcow2",
-        deadline: Deadline,
+        self, name: str, disks: Mapping[str, str], *, quiesce: bool = False, deadline: Deadline
     ) -> Sequence[VolumeFacts]:
-        """Copy the content of volumes of instance `name` into new flat volumes: `disks` tells the target of each.
+        """Copy the content of volumes of instance `name` into new flat qcow2 volumes: `disks` tells the target of each.
 
         The copies are all of one and the same moment, in every power state; the disks, their chains and their bases
         stay as they are. With `quiesce` the guest's file systems are frozen for that moment; NotFrozen when they cannot

@@ -338,19 +338,13 @@ class LibvirtCompute:
     # Snapshot
 
     def export_disks(
-        self,
-        name: str,
-        disks: Mapping[str, str],
-        *,
-        quiesce: bool = False,
-        format: Literal["qcow2", "raw"] = "qcow2",
-        deadline: Deadline,
+        self, name: str, disks: Mapping[str, str], *, quiesce: bool = False, deadline: Deadline
     ) -> Sequence[VolumeFacts]:
         """Copy what disks hold at one moment into flat volumes."""
         self._refuse_test("take a snapshot")
         # A host runs one backup job for a domain at a time.
         with self._exports.setdefault(name, threading.Lock()):
-            return snapshot.export(self._pool, name, disks, quiesce=quiesce, format=format, deadline=deadline)
+            return snapshot.export(self._pool, name, disks, quiesce=quiesce, deadline=deadline)
 
     def thaw(self, name: str) -> None:
         """Thaw what was left frozen."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 from xml.etree import ElementTree as ET
 
 import libvirt
@@ -31,9 +31,6 @@ _ABORT_PATIENCE = 30.0  # seconds that a job may take to end after it was told t
 _LOST = "backup job data missing"  # says a daemon whose predecessor died while it began the job
 
 
-Format = Literal["qcow2", "raw"]
-
-
 class BackupLost(DriverError):
     """libvirt holds on to a backup job of which it knows nothing any more, and begins no other one."""
 
@@ -44,7 +41,6 @@ def export(
     disks: Mapping[str, str],
     *,
     quiesce: bool,
-    format: Format,
     deadline: Deadline,
 ) -> Sequence[VolumeFacts]:
     """Copy volumes of an instance into new ones, all as of one moment; a failure leaves no target."""
@@ -60,13 +56,13 @@ def export(
     state = instances.state_of(domain)
     try:
         if state in {State.RUNNING, State.PAUSED, State.ERROR} and domain.isActive():
-            _export_active(pool, domain, copies, quiesce=quiesce, format=format, deadline=deadline)
+            _export_active(pool, domain, copies, quiesce=quiesce, deadline=deadline)
         else:
             _check_at_rest(name, state, quiesce=quiesce)
             for each in copies:
-                _export_stopped(pool, each, format, deadline)
+                _export_stopped(pool, each, deadline)
         pool.refresh()
-        made = [_made(pool, each, format) for each in copies]
+        made = [read(require(pool, each.target)) for each in copies]
         total = sum(facts.capacity for facts in made)
         deadline.progress(total, total)
     except BaseException:
@@ -96,17 +92,6 @@ def _copies(domain: Any, disks: Mapping[str, str]) -> list[_Copy]:
     if missing is not None:
         raise NotFound(f"cannot export the disk {missing}: the instance {name} has no such disk")
     return [_Copy(by_volume[volume], volume, target) for volume, target in disks.items()]
-
-
-def _made(pool: Pool, wanted: _Copy, format: Format) -> VolumeFacts:
-    """The copy. A raw one is what its guest wrote, and may look like something else; nobody could use such an image."""
-    made = read(require(pool, wanted.target))
-    if made.format != format:
-        raise Conflict(
-            f"cannot export the disk {wanted.volume} as {format}: its content looks like {made.format}",
-            resolution="take a qcow2 image of it",
-        )
-    return made
 
 
 def _discard(pool: Pool, target: str) -> None:
@@ -139,7 +124,7 @@ def _check_at_rest(name: str, state: State, *, quiesce: bool) -> None:
         raise NotFrozen(f"cannot freeze the file systems of {name}: it is {state}")
 
 
-def _export_stopped(pool: Pool, wanted: _Copy, format: Format, deadline: Deadline) -> None:
+def _export_stopped(pool: Pool, wanted: _Copy, deadline: Deadline) -> None:
     source = require(pool, wanted.volume)
     facts = read(source)
     # libvirt reads a volume in the format that its first bytes look like. A guest can write a qcow2 header with a
@@ -150,16 +135,14 @@ def _export_stopped(pool: Pool, wanted: _Copy, format: Format, deadline: Deadlin
             f"but the disk is {wanted.disk.format}",
             resolution="take the snapshot while the instance is running",
         )
-    copy(pool, source, wanted.target, size=facts.capacity, format=format, deadline=deadline)
+    copy(pool, source, wanted.target, size=facts.capacity, format="qcow2", deadline=deadline)
 
 
 # Running or paused
 
 
-def _export_active(
-    pool: Pool, domain: Any, copies: Sequence[_Copy], *, quiesce: bool, format: Format, deadline: Deadline
-) -> None:
-    xml = _backup_xml(domain, {each.disk.target: pool.path() / each.target for each in copies}, format)
+def _export_active(pool: Pool, domain: Any, copies: Sequence[_Copy], *, quiesce: bool, deadline: Deadline) -> None:
+    xml = _backup_xml(domain, {each.disk.target: pool.path() / each.target for each in copies})
     with _job_events(pool, domain) as ended:
         with (
             frozen(pool.connection, str(domain.name())) if quiesce else nullcontext(),
@@ -177,7 +160,7 @@ def _export_active(
             raise
 
 
-def _backup_xml(domain: Any, chosen: Mapping[str, Path], format: Format) -> str:
+def _backup_xml(domain: Any, chosen: Mapping[str, Path]) -> str:
     """One job for all the chosen disks, by the names that the guest has for them: QEMU starts it in one transaction."""
     root = ET.Element("domainbackup", mode="push")
     disks = ET.SubElement(root, "disks")
@@ -185,7 +168,7 @@ def _backup_xml(domain: Any, chosen: Mapping[str, Path], format: Format) -> str:
         disk = ET.SubElement(disks, "disk", name=target, backup="yes" if target in chosen else "no")
         if target in chosen:
             disk.set("type", "file")
-            ET.SubElement(disk, "driver", type=format)
+            ET.SubElement(disk, "driver", type="qcow2")
             ET.SubElement(disk, "target", file=str(chosen[target]))
     return ET.tostring(root, encoding="unicode")
 

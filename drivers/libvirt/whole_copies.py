@@ -5,6 +5,7 @@ from typing import Any
 
 from drivers.compute import VolumeFacts
 from drivers.errors import DriverError
+from drivers.libvirt import reading
 from drivers.libvirt.copying import copy
 from drivers.libvirt.faults import translated
 from drivers.libvirt.pool import Pool
@@ -12,6 +13,9 @@ from drivers.libvirt.users import domains_with
 from drivers.libvirt.volumes import check_ours, check_size, delete_handle, path_of, read, require, require_base, same
 from planvirt.deadline import Deadline
 from planvirt.errors import Conflict
+
+# The first bytes of formats whose header can name another file.
+_LEAD_ELSEWHERE = {b"QFI\xfb": "qcow2", b"QED\0": "qed", b"KDMV": "vmdk", b"COWD": "vmdk", b"# Di": "vmdk"}
 
 
 def create(pool: Pool, name: str, *, size: int, base: str, deadline: Deadline) -> VolumeFacts:
@@ -29,8 +33,26 @@ def create(pool: Pool, name: str, *, size: int, base: str, deadline: Deadline) -
         delete_handle(present)
     source = require_base(pool, base)
     check_size(name, size, read(source))
-    _grow(copy(pool, source, name, size=size, format="raw", deadline=deadline), name, size)
+    made = copy(pool, source, name, size=size, format="raw", deadline=deadline)
+    _check_plain(pool, made, name)
+    _grow(made, name, size)
     return read(require(pool, name))
+
+
+def _check_plain(pool: Pool, made: Any, name: str) -> None:
+    """Refuse what a guest may have written to look like a format that leads to other files.
+
+    From its next look on libvirt believes the first bytes: it would make larger whatever file their header names.
+    """
+    with reading.opened(pool, name) as file:
+        head = file.read(4)
+    seen = _LEAD_ELSEWHERE.get(head)
+    if seen is not None:
+        delete_handle(made)
+        raise Conflict(
+            f"cannot make the raw volume {name}: its content looks like {seen}",
+            resolution="leave it in a qcow2 volume or image, where its format is beyond doubt",
+        )
 
 
 def _grow(made: Any, name: str, size: int) -> None:

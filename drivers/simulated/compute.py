@@ -546,20 +546,14 @@ class SimulatedCompute:
     # Snapshot
 
     def export_disks(
-        self,
-        name: str,
-        disks: Mapping[str, str],
-        *,
-        quiesce: bool = False,
-        format: Literal["qcow2", "raw"] = "qcow2",
-        deadline: Deadline,
+        self, name: str, disks: Mapping[str, str], *, quiesce: bool = False, deadline: Deadline
     ) -> Sequence[VolumeFacts]:
         """Copy what the guest sees of its disks at one moment into flat volumes; what was left there is replaced."""
         with self.world() as world:
-            exporting.copies(world, name, disks, format)  # nothing is frozen for what would be refused
+            exporting.copies(world, name, disks)  # nothing is frozen for what would be refused
 
         def begin(world: World) -> dict[str, Volume]:
-            volumes = exporting.copies(world, name, disks, format)
+            volumes = exporting.copies(world, name, disks)
             exporting.thaw(world, name)
             return volumes
 

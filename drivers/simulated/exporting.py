@@ -1,7 +1,6 @@
 """Copies of simulated disks, all of one moment, and the file systems that are frozen for it."""
 
 from collections.abc import Mapping
-from typing import Literal
 
 from drivers.errors import DriverError, NotFound, NotFrozen
 from drivers.simulated.guards import own, require, users_of, volume_of
@@ -12,7 +11,7 @@ from planvirt.states import State
 from planvirt.verbs import VERBS
 
 
-def copies(world: World, name: str, disks: Mapping[str, str], format: Literal["qcow2", "raw"]) -> dict[str, Volume]:
+def copies(world: World, name: str, disks: Mapping[str, str]) -> dict[str, Volume]:
     """What the guest sees of its disks at this moment, as the volumes that it becomes."""
     machine = own(world, name, "export a disk of")
     require(machine, name, "export a disk of", *VERBS["snapshot"].allowed)
@@ -26,8 +25,7 @@ def copies(world: World, name: str, disks: Mapping[str, str], format: Literal["q
         if users:
             raise Conflict(f"cannot export to volume {target}: it is in use", details=f"by {', '.join(users)}")
         source, content = volume_of(world, disk), world.content(disk)
-        size = len(content) if format == "qcow2" else source.capacity
-        made[target] = Volume(source.capacity, format, content.hex(), None, size)
+        made[target] = Volume(source.capacity, "qcow2", content.hex(), None, len(content))
     return made
 
 

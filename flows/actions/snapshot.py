@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any
 
 from drivers.compute import InstanceFacts
 from drivers.errors import NotFound, NotFrozen
@@ -19,19 +19,19 @@ from planvirt.mark import image_id
 class DiskImage:
     """An image that a step makes of a disk, and the volumes on the host that the disk goes through on its way.
 
-    `compressed` is "" where the copy is uploaded as it is.
+    `made` is what the copy is made into, raw or compressed; "" where it is uploaded as it is.
     """
 
     disk: str
     id: str
     name: str
     copy: str
-    compressed: str
+    made: str
 
     @property
     def volumes(self) -> tuple[str, ...]:
         """The volumes that are gone when the image is there."""
-        return (self.copy, self.compressed) if self.compressed else (self.copy,)
+        return (self.copy, self.made) if self.made else (self.copy,)
 
 
 def do(call: Call) -> Mapping[str, Any]:
@@ -50,16 +50,17 @@ def take(call: Call, kind: str, more: Mapping[str, str]) -> Mapping[str, Any]:
     records = "the image record" if len(chosen) == 1 else "the image records"
     call.phase(f"create {records}", store=store.name, images=_planned(call, kind, chosen))
     images = list(images_of(call.undo))
+    sizes: Mapping[str, int] = {}
     whole = all(_is_active(store, image.id) for image in images)  # then an earlier attempt came that far
     if not whole:
         if begun:
             _let_go_on(call)
         for image in images:
             _create(call, store, image, {**properties(call, kind, found.mark.spec, image.disk), **more})
-        _export(call, {chosen[image.disk]: image.copy for image in images})
+        sizes = _export(call, {chosen[image.disk]: image.copy for image in images})
     for image in images:
         if not whole:
-            _upload(call, store, image, _of(image, images))
+            _upload(call, store, image, sizes[image.copy], _of(image, images))
         _clean_up(call, image, _of(image, images))  # at once, as the next one may need the room
     return outputs(call)
 
@@ -156,7 +157,7 @@ def _planned(call: Call, kind: str, chosen: Mapping[str, str]) -> dict[str, dict
             "id": image_id(call.run.id, f"{call.step}/{disk}" if several else call.step),
             "name": f"{name}-{disk}" if several else name,
             "copy": call.volume(f"{kind}-{call.operation}-{disk}"),
-            "compressed": call.volume(f"compressed-{call.operation}-{disk}") if "compress" in call.arguments else "",
+            "made": call.volume(f"{kind}-made-{call.operation}-{disk}") if _is_made(call) else "",
         }
     return images
 
@@ -179,28 +180,34 @@ def _create(call: Call, store: ImageStore, image: DiskImage, marked: Mapping[str
     store.create(image.id, name=image.name, format=_format(call), properties=marked)
 
 
-def _format(call: Call) -> Literal["qcow2", "raw"]:
-    return cast(Literal["qcow2", "raw"], call.arguments.get("format", "qcow2"))
+def _format(call: Call) -> str:
+    return str(call.arguments.get("format", "qcow2"))
 
 
-def _export(call: Call, copies: Mapping[str, str]) -> None:
-    """Copy the disks, with the guest's file systems frozen if the plan asks for it and the guest can."""
+def _is_made(call: Call) -> bool:
+    return _format(call) == "raw" or "compress" in call.arguments
+
+
+def _export(call: Call, copies: Mapping[str, str]) -> Mapping[str, int]:
+    """Copy the disks, with the guest's file systems frozen if the plan asks for it and the guest can.
+
+    Returns how large the disk in each copy is.
+    """
     wanted = call.arguments.get("quiesce", "never")
     call.phase("copy the disk" if len(copies) == 1 else "copy the disks", quiesce=wanted)
 
-    def export(*, quiesce: bool) -> None:
-        call.compute.export_disks(call.instance, copies, quiesce=quiesce, format=_format(call), deadline=call.deadline)
+    def export(*, quiesce: bool) -> Mapping[str, int]:
+        made = call.compute.export_disks(call.instance, copies, quiesce=quiesce, deadline=call.deadline)
+        return {volume.name: volume.capacity for volume in made}
 
-    if wanted == "never":
-        export(quiesce=False)
-        return
-    try:
-        export(quiesce=True)
-    except NotFrozen:
-        if wanted == "required":
-            raise
+    if wanted != "never":
+        try:
+            return export(quiesce=True)
+        except NotFrozen:
+            if wanted == "required":
+                raise
         call.log("the guest cannot freeze its file systems: the copy is as after a power cut")
-        export(quiesce=False)
+    return export(quiesce=False)
 
 
 def _let_go_on(call: Call) -> None:
@@ -210,17 +217,25 @@ def _let_go_on(call: Call) -> None:
         call.compute.thaw(call.instance)
 
 
-def _upload(call: Call, store: ImageStore, image: DiskImage, which: str) -> None:
+def _upload(call: Call, store: ImageStore, image: DiskImage, size: int, which: str) -> None:
     """Have the copy in the image."""
-    source = image.copy
-    if image.compressed:
-        source = image.compressed
-        call.phase(f"compress the copy{which}")
-        call.compute.compress_volume(image.copy, source, str(call.arguments["compress"]), call.deadline)
-        call.compute.delete_volume(image.copy)
+    if image.made:
+        _make(call, image, size, which)
     call.phase(f"upload the image{which}")
-    with call.compute.open_volume(source) as data:
+    with call.compute.open_volume(image.made or image.copy) as data:
         store.upload(image.id, data, None, call.deadline)
+
+
+def _make(call: Call, image: DiskImage, size: int, which: str) -> None:
+    """Make of the copy what the image is to be. QEMU's own raw copies would have no holes."""
+    if _format(call) == "raw":
+        call.phase(f"make the copy{which} raw")
+        call.compute.delete_volume(image.made)  # an earlier attempt's is of another moment
+        call.compute.create_volume(image.made, size=size, format="raw", base=image.copy, deadline=call.deadline)
+    else:
+        call.phase(f"compress the copy{which}")
+        call.compute.compress_volume(image.copy, image.made, str(call.arguments["compress"]), call.deadline)
+    call.compute.delete_volume(image.copy)
 
 
 def _clean_up(call: Call, image: DiskImage, which: str) -> None:

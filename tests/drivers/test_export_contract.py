@@ -25,15 +25,13 @@ def test_several_disks_are_exported_at_once(host: Host, tmp_path: Path, state: S
         host.compute.start(name)
     before = host.seen(name)
 
-    made = host.compute.export_disks(
-        name, dict(zip(reversed(disks), targets, strict=True)), format="raw", deadline=host.deadline()
-    )
+    made = host.compute.export_disks(name, dict(zip(reversed(disks), targets, strict=True)), deadline=host.deadline())
 
-    assert [(each.name, each.base, each.format) for each in made] == [(target, None, "raw") for target in targets]
+    assert [(each.name, each.base, each.format) for each in made] == [(target, None, "qcow2") for target in targets]
     assert {each.capacity for each in made} == {volume.capacity for volume in host.compute.volumes() if volume.base}
     assert host.seen(name) == before
     for target in targets:
-        assert content_of(host.compute.open_volume(target), tmp_path, "raw", len(CONTENT)) == CONTENT
+        assert content_of(host.compute.open_volume(target), tmp_path, "qcow2", len(CONTENT)) == CONTENT
 
 
 @pytest.mark.needs("files")

@@ -89,7 +89,7 @@ def finish(yard: Yard, prepared: Prepared, run: str, *, forward: bool) -> RunSta
         return state
 
 
-def in_child(body: Callable[[], None]) -> int:
+def in_child(body: Callable[[], object]) -> int:
     """Run in a process of its own; returns the signal that ended it, 0 for none."""
     child = os.fork()
     if child == 0:

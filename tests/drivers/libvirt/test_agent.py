@@ -18,7 +18,7 @@ import libvirt_qemu
 import pytest
 
 from drivers.compute import AttachedDisk, Domain, Executed
-from drivers.errors import DriverError, NameTaken, NoAgent, NotFound, Transient, Unsupported
+from drivers.errors import DriverError, NameTaken, NoAgent, NotFound, NotFrozen, Transient, Unsupported
 from drivers.libvirt.agent import understood
 from drivers.libvirt.driver import LibvirtCompute
 from planvirt.config import HostConfig
@@ -26,7 +26,7 @@ from planvirt.deadline import Deadline, DeadlinePassed
 from planvirt.errors import Conflict, PlanvirtError
 from planvirt.mark import Mark, instance_uuid
 from planvirt.states import State
-from tests.drivers.libvirt_host import Guest, QemuHost, local_image, qemu_host
+from tests.drivers.libvirt_host import Guest, QemuHost, local_image, qemu_host, sha256_of
 
 pytestmark = pytest.mark.real
 
@@ -95,6 +95,11 @@ class Machine:
         self.qemu.compute.export_disks(self.name, {disk: copy}, quiesce=True, deadline=deadline or Deadline(60))
         return self.qemu.folder / copy
 
+    def number(self, disk: str) -> int:
+        """What stands at the start of a disk, as the guest sees it."""
+        text = self.run("sh", "-c", f"dd if=/dev/{disk} bs=8 count=1 2>/dev/null").stdout.strip(b"\0")
+        return int(text) if text.isdigit() else 0
+
     def freezes(self) -> list[str]:
         """What the guest was told about its file systems so far."""
         lines = self.qemu.compute.console(self.name).splitlines()
@@ -104,6 +109,13 @@ class Machine:
         with self.qemu.door() as connection:
             domain = connection.lookupByName(self.name)
             return str(libvirt_qemu.qemuAgentCommand(domain, '{"execute": "guest-fsfreeze-status"}', 20, 0))
+
+
+def flat(copy: Path, folder: Path) -> Path:
+    """The disk that a copy holds."""
+    plain = folder / f"{copy.name}.raw"
+    subprocess.run(["/usr/bin/env", "qemu-img", "convert", "-O", "raw", copy, plain], check=True)
+    return plain
 
 
 class Relay:
@@ -354,9 +366,7 @@ def test_a_guest_is_frozen_for_the_moment_only(machine: Machine, tmp_path: Path)
     copy = machine.export(machine.mark.volume("data"))
     assert machine.freezes() == [*told, "freeze", "thaw"]
     assert "thawed" in machine.freeze_status()
-    plain = tmp_path / "copy.raw"
-    subprocess.run(["/usr/bin/env", "qemu-img", "convert", "-O", "raw", copy, plain], check=True)
-    assert word.encode() in plain.read_bytes()
+    assert word.encode() in flat(copy, tmp_path).read_bytes()
     assert machine.run("sh", "-c", "echo more >/mnt/word && sync").exit_code == 0
 
 
@@ -370,9 +380,68 @@ def test_a_copy_that_runs_out_of_time_leaves_the_guest_thawed(machine: Machine) 
     assert machine.run("sh", "-c", "echo more >/mnt/word && sync").exit_code == 0
 
 
+def test_disks_are_copied_as_of_one_moment(machine: Machine, guest: Guest, tmp_path: Path) -> None:
+    """The guest writes a number to its first disk, then the same one to its second, then the next to the first …"""
+    host = machine.qemu
+    boot = machine.mark.volume("boot")
+    base = next(volume.base for volume in host.compute.volumes() if volume.name == boot)
+    assert base is not None
+    pair = Machine(host, f"{host.pool}-pair")
+    pair.define(guest, "", pair.disk("boot", BIG, base), pair.disk("data", 16 * MIB))
+    pair.start()
+    before = sha256_of(host.folder / base)
+    put = "printf %08d $n | dd of=/dev/$disk bs=512 count=1 conv=sync,fsync 2>/dev/null"
+    loop = f"n=0; while [ -e /run/go ]; do n=$((n + 1)); for disk in vda vdb; do {put}; done; done"
+    pair.run("sh", "-c", f"touch /run/go; ({loop}) </dev/null >/dev/null 2>&1 &")
+    while pair.number("vdb") < 3:
+        time.sleep(0.1)
+    first = pair.number("vdb")
+    copies = {pair.mark.volume(disk): pair.mark.volume(f"copy-{disk}") for disk in ("data", "boot")}
+    host.compute.export_disks(pair.name, copies, deadline=Deadline(120))
+    last = pair.number("vda")
+    pair.run("rm", "/run/go")
+
+    assert sha256_of(host.folder / base) == before
+    second, one = (int(flat(host.folder / copy, tmp_path).read_bytes()[:8]) for copy in copies.values())
+    assert one - second in (0, 1)
+    assert first <= second and one < last  # it wrote before the copy and while it was made
+    facts = host.compute.instance(pair.name)
+    assert facts is not None and facts.state is State.RUNNING
+    host.compute.undefine(pair.name)
+
+
+def test_a_guest_that_freezes_too_late_is_thawed_all_the_same(machine: Machine) -> None:
+    files = machine.qemu.files()
+    machine.run("sh", "-c", "cp /etc/fsfreeze /run/hook; echo '[ $1 = thaw ] || sleep 23' >>/etc/fsfreeze")
+    try:
+        with pytest.raises(NotFrozen) as caught:
+            machine.export(machine.mark.volume("data"))
+    finally:
+        machine.run("cp", "/run/hook", "/etc/fsfreeze")
+    assert "cannot freeze" in str(caught.value)
+    assert machine.freezes()[-2:] == ["freeze", "thaw"]
+    assert "thawed" in machine.freeze_status()
+    assert machine.qemu.files() <= files
+    assert machine.run("sh", "-c", "echo more >/mnt/word && sync").exit_code == 0
+
+
+def test_what_a_dead_process_has_left_frozen_is_thawed(machine: Machine) -> None:
+    with machine.qemu.door() as connection:
+        assert connection.lookupByName(machine.name).fsFreeze() == 1
+    assert "frozen" in machine.freeze_status()
+    for _ in range(2):
+        machine.qemu.compute.thaw(machine.name)
+        assert "thawed" in machine.freeze_status()
+    assert machine.run("sh", "-c", "echo more >/mnt/word && sync").exit_code == 0
+
+
+def test_there_is_nothing_to_thaw_without_an_agent(silent: Machine) -> None:
+    silent.qemu.compute.thaw(silent.name)
+
+
 def test_a_freeze_without_an_agent_fails_and_leaves_nothing(silent: Machine) -> None:
     files = silent.qemu.files()
-    with pytest.raises(Unsupported, match="cannot freeze") as caught:
+    with pytest.raises(NotFrozen, match="cannot freeze") as caught:
         silent.export(silent.mark.volume("boot"))
     assert "qemu-guest-agent" in caught.value.resolution
     assert silent.qemu.files() == files

@@ -8,6 +8,7 @@ from tests.drivers.compute_hosts import Host
 from tests.drivers.libvirt_host import Guest, qemu_host
 from tests.drivers.test_compute_contract import *  # noqa: F403 - every test of it, with the fixture `host` from here
 from tests.drivers.test_devices_contract import *  # noqa: F403
+from tests.drivers.test_export_contract import *  # noqa: F403
 
 pytestmark = pytest.mark.real
 

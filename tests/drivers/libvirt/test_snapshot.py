@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from drivers.compute import AttachedDisk, Domain
+from drivers.directory import DirectoryStore
+from drivers.image_file import inspect
 from planvirt.deadline import Deadline, DeadlinePassed
 from planvirt.errors import Conflict
 from planvirt.mark import Mark, instance_uuid
@@ -200,3 +202,76 @@ def test_a_raw_disk_that_claims_to_be_more_is_not_followed(machine: Machine, tmp
     with pytest.raises(Conflict, match="looks like qcow2"):
         machine.export()
     assert machine.copy not in machine.qemu.files()
+
+
+def test_a_raw_image_has_holes_and_a_store_keeps_them(machine: Machine, tmp_path: Path) -> None:
+    """What the snapshot of a plan does for a raw image."""
+    plain, compute = tmp_path / "plain.raw", machine.qemu.compute
+    plain.write_bytes(os.urandom(4 * MIB))
+    os.truncate(plain, 16 * MIB)
+    base = compute.import_image(local_image(plain, "raw", 16 * MIB), Deadline(60)).name
+    machine.define(base, BIG)
+    compute.start(machine.name)
+    machine.export()
+    raw = machine.mark.volume("raw")
+    made = compute.create_volume(raw, size=BIG, format="raw", base=machine.copy, deadline=Deadline(60))
+    file = machine.qemu.folder / raw
+    assert (made.format, made.capacity, file.stat().st_size) == ("raw", BIG, BIG)
+    assert file.stat().st_blocks * 512 < 32 * MIB
+    qemu_img("compare", "-f", "raw", "-F", "raw", plain, file)
+
+    store = DirectoryStore("local", tmp_path / "store")
+    store.create("i", name="i", format="raw", properties={})
+    with compute.open_volume(raw) as data:
+        image = store.upload("i", data, None, Deadline(120))
+    path = store.path("i")
+    assert path is not None and path.stat().st_blocks * 512 < 32 * MIB
+    assert (image.size, image.checksum) == (BIG, f"sha256:{sha256_of(file)}")
+
+
+def test_no_raw_image_is_made_of_what_looks_like_something_else(machine: Machine, tmp_path: Path) -> None:
+    precious = tmp_path / "precious"
+    precious.write_bytes(b"the host's own".ljust(4096, b"\0"))
+    before = sha256_of(precious)
+    trap = tmp_path / "trap.qcow2"
+    qemu_img("create", "-f", "qcow2", "-o", f"data_file={precious},data_file_raw=on", trap, "1M")
+    precious.write_bytes(b"the host's own".ljust(4096, b"\0"))
+    machine.define(None, 8 * MIB, format="raw")
+    with (machine.qemu.folder / machine.disk).open("r+b") as file:  # as a guest may write it
+        file.write(trap.read_bytes())
+    machine.qemu.compute.start(machine.name)
+    machine.export()
+    raw = machine.mark.volume("raw")
+    with pytest.raises(Conflict, match="looks like qcow2"):
+        machine.qemu.compute.create_volume(raw, size=8 * MIB, format="raw", base=machine.copy, deadline=Deadline(60))
+    assert raw not in machine.qemu.files()
+    assert sha256_of(precious) == before
+
+
+def test_a_compressed_copy_is_smaller_and_the_same(machine: Machine, tmp_path: Path) -> None:
+    plain = tmp_path / "plain.raw"
+    plain.write_bytes(b"all work and no play\n" * (64 * MIB // 21))
+    os.truncate(plain, 64 * MIB)
+    base = machine.qemu.compute.import_image(local_image(plain, "raw", 64 * MIB), Deadline(60)).name
+    machine.define(base, 64 * MIB)
+    assert machine.qemu.compute.capabilities().compressions == {"zstd"}
+    machine.export()
+    small = machine.mark.volume("small")
+    told: list[tuple[int, int]] = []
+    deadline = Deadline(60, on_progress=lambda done, total: told.append((done, total)))
+
+    made = machine.qemu.compute.compress_volume(machine.copy, small, "zstd", deadline)
+
+    path = machine.qemu.folder / small
+    assert (made.format, made.capacity, made.base) == ("qcow2", 64 * MIB, None)
+    assert path.stat().st_size < 4 * MIB < (machine.qemu.folder / machine.copy).stat().st_size
+    assert path.stat().st_mode & 0o077 == 0
+    assert told[-1] == (64 * MIB, 64 * MIB)
+    qemu_img("compare", "-f", "qcow2", "-F", "raw", path, plain)
+    assert (
+        inspect(path, checksum=None, declared_format="qcow2").virtual_size == 64 * MIB
+    )  # what comes in from a store is looked at
+    hasty = Deadline(60, on_progress=lambda _done, _total: hasty.cancel())
+    with pytest.raises(DeadlinePassed):
+        machine.qemu.compute.compress_volume(machine.copy, machine.mark.volume("none"), "zstd", hasty)
+    assert machine.mark.volume("none") not in machine.qemu.files()
