@@ -20,11 +20,10 @@ class Forbidden(DriverError):
 
 def refused(brief: str, response: requests.Response) -> PlanvirtError:
     """What an answer of the image service that is no success means."""
-    status, pause = response.status_code, retry_after(response.headers.get("Retry-After"))
+    status = response.status_code
     details = f"the server says {status} {_said(response)}".rstrip()
-    if status in _PASSING or (status == 413 and pause is not None):
-        asks = "" if pause is None else f", and to come back in {pause:g} s"
-        return Busy(brief, details=details + asks, after=pause)
+    if status in _PASSING or (status == 413 and "Retry-After" in response.headers):
+        return _busy(brief, details, response)
     if status in (413, 507):
         return OutOfSpace(brief, details=details, resolution="make room there, or choose another store")
     if status == 401:
@@ -42,9 +41,15 @@ def refused(brief: str, response: requests.Response) -> PlanvirtError:
     return DriverError(brief, details=details)
 
 
+def _busy(brief: str, details: str, response: requests.Response | None) -> Busy:
+    pause = None if response is None else retry_after(response.headers.get("Retry-After"))
+    asks = "" if pause is None else f", and to come back in {pause:g} s"
+    return Busy(brief, details=details + asks, after=pause)
+
+
 def failed(brief: str, error: exceptions.ClientException) -> PlanvirtError:
     """What it means that there was no answer of the image service: on the way there, or at Keystone."""
-    details = _cause(error)
+    details = cause(error)
     if isinstance(error, exceptions.SSLError):
         if "CERTIFICATE_VERIFY_FAILED" in str(error):
             wanted = "name the authority's certificate as the store's ca_file"
@@ -63,9 +68,7 @@ def failed(brief: str, error: exceptions.ClientException) -> PlanvirtError:
 def _refused_by_keystone(brief: str, error: exceptions.HttpError) -> PlanvirtError:
     details = f"Keystone says {error.http_status} {_line(error.message or '')}".rstrip()
     if error.http_status in _PASSING:
-        pause = getattr(error, "retry_after", None)
-        asks = f", and to come back in {pause:g} s" if pause else ""
-        return Busy(brief, details=details + asks, after=float(pause) if pause else None)
+        return _busy(brief, details, error.response)
     if error.http_status == 401:
         wanted = "check the store's user, password and project, or its application credential"
         return DriverError(brief, details=details, resolution=wanted)
@@ -83,17 +86,17 @@ def _said(response: requests.Response) -> str:
     return _line(re.sub(r"<(head|title)>.*?</\1>", " ", text, flags=re.DOTALL)) or response.reason or ""
 
 
-def _cause(error: exceptions.ClientException) -> str:
-    """What has really happened, below the layers of libraries; with the server's name."""
-    cause: BaseException = error
-    while (below := cause.__cause__ or cause.__context__ or getattr(cause, "reason", None)) is not None:
+def cause(error: Exception) -> str:
+    """What has really happened, below the layers of libraries; with the server's name if that is known."""
+    inner: BaseException = error
+    while (below := inner.__cause__ or inner.__context__ or getattr(inner, "reason", None)) is not None:
         if not isinstance(below, Exception):
             break
-        cause = below
+        inner = below
     place = re.search(r"https?://([^/\s]+)", str(error))
-    text = (isinstance(cause, OSError) and cause.strerror) or str(cause) or type(cause).__name__
+    text = (isinstance(inner, OSError) and inner.strerror) or str(inner) or type(inner).__name__
     text = text[:1].lower() + text[1:]
-    return _line(f"{place[1]}: {text}" if place and cause is not error else text)
+    return _line(f"{place[1]}: {text}" if place and inner is not error else text)
 
 
 def _line(text: str) -> str:

@@ -17,7 +17,7 @@ from urllib3 import Timeout
 from drivers.errors import DriverError, Transient
 from drivers.glance.body import Body
 from drivers.glance.connections import Adapter
-from drivers.glance.faults import failed, refused
+from drivers.glance.faults import cause, failed, refused
 from drivers.reading import PIECE
 from planvirt.deadline import Deadline
 from planvirt.errors import ConfigError
@@ -225,4 +225,4 @@ def _received(response: requests.Response, brief: str) -> Iterator[bytes]:
     try:
         yield from response.iter_content(PIECE)
     except requests.RequestException as error:
-        raise Transient(brief, details=str(error)) from error
+        raise Transient(brief, details=f"the connection was cut: {cause(error)}") from error

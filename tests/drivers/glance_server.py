@@ -174,8 +174,8 @@ class Cloud:
     """A Glance that asks Keystone, in whose catalog it is; the project `site` has the user `operator`."""
 
     auth_url: str
+    image_url: str
     project: str
-    user: str
     credential: str
     region: str = "north"
 
@@ -262,7 +262,7 @@ def _glance(folder: Path, port: int, flavor: str, more: str = "") -> Iterator[No
 def _served(configuration: Path, application: str, port: int, kind: str) -> Iterator[None]:
     """A server in a process of its own. Arguments of its command line would be taken for Keystone's own."""
     (configuration / "gunicorn.py").write_text(_GUNICORN.format(application=application, port=port))
-    environment = os.environ | {
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("OS_", "PYTHON"))} | {
         f"OS_{kind}_CONFIG_DIR": str(configuration),
         "GUNICORN_CMD_ARGS": f"--config {configuration / 'gunicorn.py'}",
     }
@@ -316,7 +316,7 @@ def _populated(url: str, services: Mapping[str, str]) -> Cloud:
         f"users/{operator}/application_credentials",
         application_credential={"name": "planvirt", "secret": "battery staple"},
     )["id"]
-    return Cloud(url, project, operator, credential)
+    return Cloud(url, services["image"], project, credential)
 
 
 class Identity:

@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,13 @@ import pytest
 from drivers.errors import DriverError, NotFound, OutOfSpace, Transient, WrongChecksum
 from drivers.glance.store import GlanceStore
 from drivers.image_store import StoredImage
+from planvirt.config import StoreConfig
 from planvirt.deadline import Deadline
 from planvirt.errors import Conflict
+from planvirt.journal.transitions import RunState
 from tests.drivers.glance_server import QUOTA, Glance
 from tests.drivers.ports import free_ports
+from tests.flows.yard import Yard
 
 pytestmark = pytest.mark.real
 
@@ -493,3 +497,42 @@ def test_another_path_of_the_server_is_no_image_service(glance: Glance) -> None:
 @pytest.mark.parametrize("ending", ["/", "/v2", "/v2/"])
 def test_a_url_may_have_the_version(glance: Glance, ending: str) -> None:
     GlanceStore("far", glance.settings(url=f"{glance.url}{ending}"), {}).check()
+
+
+# Plans
+
+
+@pytest.fixture
+def yard(glance: Glance, tmp_path: Path) -> Yard:
+    """Simulated hosts, with this Glance as their store."""
+    yard = Yard(tmp_path)
+    settings = {"url": glance.url, "headers": glance.headers()}
+    yard.config = replace(yard.config, stores={"local": StoreConfig("local", "glance", settings=settings)})
+    return yard
+
+
+SNAPSHOT = """
+instances:
+  web: {memory: 1 GiB, disks: [64 MiB], boot: {kernel: ./vmlinuz}}
+operations:
+  - {id: image, action: snapshot, instances: [web], with: {upload: {store: local, name: nightly}}}
+"""
+
+
+def test_a_snapshot_becomes_an_image_that_machines_start_from(glance: Glance, yard: Yard) -> None:
+    (yard.folder / "vmlinuz").write_bytes(b"kernel")
+    assert yard.run(SNAPSHOT) is RunState.SUCCEEDED
+    (image,) = glance.images()
+    assert (image["name"], image["status"], image["disk_format"]) == ("nightly", "active", "qcow2")
+    assert image["image_type"] == "snapshot" and image["planvirt_instance"] == "web"
+    assert image["virtual_size"] == 64 * MIB
+    copy = f"instances:\n  copy: {{image: 'local/{image['id']}', memory: 1 GiB}}\n"
+    assert yard.run(copy, name="other") is RunState.SUCCEEDED
+    assert any("copy" in left for left in yard.left()["kvm1"])
+
+
+def test_a_run_that_fails_takes_its_image_back(glance: Glance, yard: Yard) -> None:
+    (yard.folder / "vmlinuz").write_bytes(b"kernel")
+    late = "  - {id: never, action: wait, instances: [web], with: {console: never}, timeout: 100ms}\n"
+    assert yard.run(SNAPSHOT + late) is RunState.ROLLED_BACK
+    assert glance.images() == [] and glance.contents() == []
