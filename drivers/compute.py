@@ -63,9 +63,9 @@ class Sizes:
 class InstanceFacts:
     """An instance as it is on the host. `mark` is None for what planvirt did not make.
 
-    `power` is the hypervisor's own word for its state: running, paused, suspended, stopped or error. `state` is the same
-    except while a note says that it is rescued, resized or shelved. `disks` are those in the host's pool, boot disk
-    first; each of `nics` has its hardware address. `keep` and `protect` are what its Domain said: the names of the
+    `power` is the hypervisor's own word for its state: running, paused, suspended, stopped or error. `state` is the
+    same except while a note says that it is rescued, resized or shelved. `disks` are those in the host's pool, boot
+    disk first; each of `nics` has its hardware address. `keep` and `protect` are what its Domain said: the names of the
     disks that outlive it, and whether it may not be terminated. `notes` are what was written down about it.
     """
 

@@ -25,7 +25,6 @@ from planvirt.journal.records import RunRecord, StepRecord
 from planvirt.journal.transitions import RunState, StepState
 from planvirt.load import load_plan
 
-
 _NOBODY: Mapping[str, str] = {}
 
 

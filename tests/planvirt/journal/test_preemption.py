@@ -1,4 +1,4 @@
-"""A run takes an instance from another one that lives: one of both owns it, and the loser writes nothing on it any more."""
+"""A run takes an instance from one that lives: one of both owns it, and the loser writes nothing on it any more."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
