@@ -1,6 +1,7 @@
 """The cached images and kernels of a host, each with all that uses it: nobody else could tell that one is needed."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -57,30 +58,51 @@ def _read(name: str, by_name: Mapping[str, Any], users: Sequence[str]) -> Cached
 
 def _users(pool: Pool, names: Iterable[str]) -> dict[str, list[str]]:
     """What uses each of the cached volumes, by name; what nothing uses is left out."""
+    others = _other_pools(pool)
     found: dict[str, set[str]] = {}
     for overlay, base in _overlays(pool):
-        found.setdefault(base, set()).add(overlay)
+        if str(base.parent) not in others:
+            found.setdefault(base.name, set()).add(overlay)
     for domain, definitions in _domains(pool):
         for name in names:
-            # Its name has a hash in it. Whatever mentions that may need it: a disk, a backing file of a disk, a kernel,
-            # or a note of what the instance booted from before its rescue.
-            if name in definitions:
+            if _mentions(definitions, name, others):
                 found.setdefault(name, set()).add(domain)
     return {name: sorted(users) for name, users in found.items()}
 
 
-def _overlays(pool: Pool) -> Iterator[tuple[str, str]]:
-    """The volumes of all pools that are built on another one, each with the name of that."""
+def _mentions(definitions: str, name: str, others: Container[str]) -> bool:
+    """Whether an instance may need the volume.
+
+    Its name has a hash in it. Whatever contains that may need it: a disk, a backing file of a disk, a kernel, a note of
+    what the instance booted from before its rescue. Only a file of that name in another pool is another file.
+    """
+    places = re.findall(rf"([^\s\"'<>&;]*){re.escape(name)}", definitions)
+    return any(place.rstrip("/") not in others for place in places)
+
+
+def _other_pools(pool: Pool) -> set[str]:
+    """The folders of the host's other pools, which may hold the same images for another planvirt."""
+    ours, others = str(pool.path()), set()
+    with translated("list the storage pools of the host"):
+        for each in pool.connection.get().listAllStoragePools():
+            with suppress(NotFound), translated("read a storage pool"):
+                others.add(parse(each.XMLDesc()).findtext("target/path") or "")
+    return others - {ours, ""}
+
+
+def _overlays(pool: Pool) -> Iterator[tuple[str, Path]]:
+    """The volumes of all pools that are built on another one, each with the path of that."""
     with translated("list the volumes of the host"):
         pools = pool.connection.get().listAllStoragePools(libvirt.VIR_CONNECT_LIST_STORAGE_POOLS_ACTIVE)
     for each in pools:
-        with suppress(NotFound), translated("list the volumes of a pool"):
+        volumes: list[Any] = []
+        with suppress(NotFound, Conflict), translated("list the volumes of a pool"):  # somebody may stop it now
             volumes = each.listAllVolumes()
-            for volume in volumes:
-                with suppress(NotFound), translated("read a volume"):
-                    base = parse(volume.XMLDesc()).findtext("backingStore/path")
-                    if base:
-                        yield str(volume.name()), Path(base).name
+        for volume in volumes:
+            with suppress(NotFound), translated("read a volume"):
+                base = parse(volume.XMLDesc()).findtext("backingStore/path")
+                if base:
+                    yield str(volume.name()), Path(base)
 
 
 def _domains(pool: Pool) -> Iterator[tuple[str, str]]:

@@ -15,6 +15,7 @@ from drivers.libvirt.driver import LibvirtCompute
 from drivers.libvirt.pool import Pool
 from planvirt.config import HostConfig
 from planvirt.deadline import Deadline
+from planvirt.errors import Conflict
 from planvirt.mark import Mark, cached_image, instance_uuid
 from planvirt.plan import Nic
 from tests.drivers.libvirt_host import URI, Guest, QemuHost, local_image, qemu_host, sha256_of
@@ -32,6 +33,7 @@ from drivers.compute import LocalImage
 from drivers.libvirt.driver import LibvirtCompute
 from planvirt.config import HostConfig
 from planvirt.deadline import Deadline
+from planvirt.errors import Conflict
 
 uri, pool, path, sha256 = sys.argv[1:]
 compute = LibvirtCompute(HostConfig("host", uri=uri, accel="tcg", pool=pool), Path(path).parent)
@@ -204,3 +206,46 @@ def test_a_volume_is_deleted_where_it_is_also_when_the_pool_has_changed(qemu: Qe
     with qemu_host() as other:
         other.compute.delete_volume(name)
     assert name not in qemu.files()
+
+
+def test_the_same_image_in_another_pool_of_the_host_is_another_image(qemu: QemuHost, image: Path) -> None:
+    with qemu_host() as other:
+        names = {each.compute.import_file(image, sha256_of(image), Deadline(60)) for each in (qemu, other)}
+        (name,) = names
+        with other.door() as connection:
+            connection.defineXML(
+                f"<domain type='qemu'><name>{other.pool}</name><memory unit='MiB'>64</memory><os>"
+                f"<type arch='x86_64'>hvm</type><kernel>{other.folder}/{name}</kernel></os></domain>"
+            )
+        theirs = other.folder / "theirs.qcow2"
+        command = ["qemu-img", "create", "-q", "-f", "qcow2", "-b", str(other.folder / name), "-F", "raw", str(theirs)]
+        subprocess.run(command, check=True)
+        pool_of(other).refresh()
+        assert [cached.users for cached in qemu.compute.cached()] == [()]
+        assert [cached.users for cached in other.compute.cached()] == [(other.pool, "theirs.qcow2")]
+        qemu.compute.delete_volume(name)
+        assert name not in qemu.files() and name in other.files()
+        with pytest.raises(Conflict):
+            other.compute.delete_volume(name)
+        theirs.unlink()  # behind libvirt's back
+        assert qemu.compute.cached() == []
+        assert [cached.users for cached in other.compute.cached()] == [(other.pool,)]
+
+
+def test_what_a_rescued_instance_booted_from_before_is_in_use(qemu: QemuHost, image: Path) -> None:
+    kernel = qemu.compute.import_file(image, sha256_of(image), Deadline(60))
+    mark = Mark("p", "web", "r1", "5bec" * 16)
+    disk, rescuer = mark.volume("boot"), mark.volume("rescue")
+    for name in (disk, rescuer):
+        qemu.compute.create_volume(name, size=MIB, format="qcow2", base=None, deadline=Deadline(60))
+    uuid = instance_uuid("p", qemu.pool)
+    qemu.compute.define(
+        Domain(
+            name=qemu.pool, uuid=uuid, vcpus=1, memory=64 * MIB, mark=mark, disks=[AttachedDisk(disk)], kernel=kernel
+        )
+    )
+    qemu.compute.rescue(qemu.pool, AttachedDisk(rescuer))
+    assert [cached.users for cached in qemu.compute.cached()] == [(qemu.pool,)]
+    with pytest.raises(Conflict):
+        qemu.compute.delete_volume(kernel)
+    assert kernel in qemu.files()
