@@ -128,7 +128,7 @@ def images_of(undo: Mapping[str, Any]) -> Iterator[DiskImage]:
     """The images of a step, from what it has recorded; none if it has not begun."""
     for disk, image in undo.get("images", {}).items():
         yield DiskImage(disk, **image)
-    if "image" in undo:  # written by a planvirt that knew one disk at a time
+    if "image" in undo and "images" not in undo:  # written by a planvirt that knew one disk at a time
         yield DiskImage("", undo["image"], "", undo["volume"], "")
 
 
