@@ -344,10 +344,7 @@ def test_a_copy_whose_process_dies_is_half_made_and_can_be_repeated(tmp_path: Pa
     make(compute)
     compute.write_disk(mark().volume("boot"), b"data")
     compute.fail("export_disks", kill=True, at="during")
-    code = (
-        "compute.export_disks('web', {mark('web').volume('boot'): mark('web').volume('copy')},"
-        " deadline=Deadline())"
-    )
+    code = "compute.export_disks('web', {mark('web').volume('boot'): mark('web').volume('copy')}, deadline=Deadline())"
     assert finish(child(code, tmp_path / "world.json")) == -signal.SIGKILL
     with compute.world() as world:
         assert world.volumes[mark().volume("copy")].partial
