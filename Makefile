@@ -35,6 +35,7 @@ guest: ## build the tiny guest that tests and demo boot
 servers: ## install the image services that tests talk to
 	@PYTHON=$(PYTHON) scripts/setup-swift.sh .demo/swift
 	@PYTHON=$(PYTHON) scripts/setup-glance.sh .demo/glance
+	@scripts/setup-registry.sh .demo/registry
 
 lint: venv ## check style, types and layers only
 	$(BIN)/ruff check .

@@ -27,13 +27,17 @@ class Busy(Transient):
         self.after = after
 
 
+class Damaged(WrongChecksum):
+    """The server took nothing, as what arrived there is not what was sent."""
+
+
 def again(deadline: Deadline, send: Callable[[], T]) -> T:
-    """Call `send` until it does not fail for a passing reason, three times at most."""
+    """Call `send` until it does not fail for a reason that may pass, three times at most."""
     for _ in range(_TRIES - 1):
         deadline.check()
         try:
             return send()
-        except (Transient, WrongChecksum) as error:
+        except (Transient, Damaged) as error:
             asked = error.after if isinstance(error, Busy) else None
             deadline.sleep(_PAUSE if asked is None else min(asked, _LONGEST_PAUSE))
     deadline.check()

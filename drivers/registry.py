@@ -42,6 +42,12 @@ def _s3(config: StoreConfig, _: Path, secrets: Secrets) -> ImageStore:
     return S3Store.configured(config, secrets)
 
 
+def _oci(config: StoreConfig, _: Path, secrets: Secrets) -> ImageStore:
+    from drivers.oci.store import OciStore
+
+    return OciStore.configured(config, secrets)
+
+
 def _glance(config: StoreConfig, _: Path, secrets: Secrets) -> ImageStore:
     with _extra("glance"):
         from drivers.glance.store import GlanceStore
@@ -52,6 +58,7 @@ COMPUTE: dict[str, Callable[[HostConfig, Path], Compute]] = {"libvirt": _libvirt
 STORES: dict[str, Callable[[StoreConfig, Path, Secrets], ImageStore]] = {
     "directory": _directory,
     "glance": _glance,
+    "oci": _oci,
     "s3": _s3,
 }
 

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import botocore.exceptions as faults
 
-from drivers.again import Busy, retry_after
+from drivers.again import Busy, Damaged, retry_after
 from drivers.errors import DriverError, NotFound, OutOfSpace, Transient, Unsupported, WrongChecksum
 from planvirt.errors import Conflict, PlanvirtError
 
@@ -19,7 +19,7 @@ _PASSING = {
     "SlowDown",
     "Throttling",
 }
-_DAMAGED = {"BadDigest", "InvalidRange", "IncompleteBody", "XAmzContentSHA256Mismatch"}
+_DAMAGED = {"BadDigest", "IncompleteBody", "XAmzContentSHA256Mismatch"}
 
 
 @contextmanager
@@ -45,7 +45,9 @@ def _refused(brief: str, bucket: str, error: faults.ClientError) -> PlanvirtErro
     if code in _FULL or status in (413, 507):
         return OutOfSpace(brief, details=details, resolution="make room there, or choose another store")
     if code in _DAMAGED:
-        return WrongChecksum(brief, details=details, resolution="see what is between this machine and the server")
+        return Damaged(brief, details=details, resolution="see what is between this machine and the server")
+    if status == 416:
+        return WrongChecksum(brief, details="the content ends too early")
     if status == 412:
         return Conflict(brief, details=details)
     if code in _PASSING or status in (429, 500, 502, 503, 504):

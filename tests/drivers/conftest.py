@@ -10,6 +10,7 @@ from tests.drivers.compute_hosts import HOSTS, Host
 
 if TYPE_CHECKING:
     from tests.drivers.glance_server import Cloud, Glance
+    from tests.drivers.oci_registry import Registry
     from tests.drivers.swift_server import Swift
 
 
@@ -37,6 +38,15 @@ def swift() -> Iterator["Swift"]:
     from tests.drivers.swift_server import server
 
     with server() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def oci_registry() -> Iterator["Registry"]:
+    """An OCI registry."""
+    from tests.drivers.oci_registry import registry
+
+    with registry() as running:
         yield running
 
 

@@ -106,15 +106,18 @@ class Exchange:
                 connection.putheader(name, value)
         if chunked:
             connection.putheader("Transfer-Encoding", "chunked")
+        if isinstance(self.handler.connection, ssl.SSLSocket):
+            connection.putheader("X-Forwarded-Proto", "https")
         connection.endheaders()
         done = 0
         for piece in self.body():
             if not done:
                 begun()
                 piece = bytes([piece[0] ^ damaged]) + piece[1:]
-            done += len(piece)
-            if stop_after is not None and done > stop_after:
+            if stop_after is not None and done + len(piece) > stop_after:
+                connection.send(piece[: stop_after - done])
                 raise Cut
+            done += len(piece)
             connection.send(b"%x\r\n%s\r\n" % (len(piece), piece) if chunked else piece)
         if chunked:
             connection.send(b"0\r\n\r\n")

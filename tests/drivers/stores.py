@@ -12,6 +12,7 @@ from drivers.image_store import ImageStore
 
 if TYPE_CHECKING:
     from tests.drivers.glance_server import Glance
+    from tests.drivers.oci_registry import Registry
     from tests.drivers.swift_server import Swift
 
 Opener = Callable[[], ImageStore]
@@ -33,6 +34,14 @@ def s3(swift: "Swift") -> Iterator[Opener]:
 
 
 @contextmanager
+def oci(registry: "Registry") -> Iterator[Opener]:
+    from drivers.oci.store import OciStore
+
+    settings = registry.settings(f"contract/{next(_numbers)}")
+    yield lambda: OciStore("store", settings, registry.secrets)
+
+
+@contextmanager
 def glance(project: "Glance") -> Iterator[Opener]:
     from drivers.glance.store import GlanceStore
 
@@ -50,5 +59,6 @@ class Kind:
 STORES: dict[str, Kind] = {
     "directory": Kind(directory),
     "s3": Kind(s3, "swift"),
+    "oci": Kind(oci, "oci_registry"),
     "glance": Kind(glance, "glance"),
 }

@@ -11,6 +11,7 @@ from drivers.compute import Compute
 from drivers.directory import DirectoryStore
 from drivers.glance.store import GlanceStore
 from drivers.libvirt.driver import LibvirtCompute
+from drivers.oci.store import OciStore
 from drivers.registry import COMPUTE, STORES, open_compute, open_store
 from drivers.s3.store import S3Store
 from drivers.simulated import SimulatedCompute
@@ -25,6 +26,7 @@ SETTINGS: dict[str, dict[str, str]] = {
         "password_secret": "nobody_reads_it",
         "project": "images",
     },
+    "oci": {"registry": "registry.example.org", "repository": "images"},
     "s3": {"bucket": "images", "access_key_id": "me", "secret_access_key_secret": "nobody_reads_it"},
 }
 
@@ -38,7 +40,7 @@ def test_every_name_opens_its_driver(tmp_path: Path) -> None:
     hosts = {name: type(open_compute(HostConfig("h", driver=name), tmp_path)) for name in COMPUTE}
     stores = {name: type(open_store(store_config(name), tmp_path, {})) for name in STORES}
     assert hosts == {"libvirt": LibvirtCompute, "simulated": SimulatedCompute}
-    assert stores == {"directory": DirectoryStore, "glance": GlanceStore, "s3": S3Store}
+    assert stores == {"directory": DirectoryStore, "glance": GlanceStore, "oci": OciStore, "s3": S3Store}
 
 
 def test_opening_touches_nothing(tmp_path: Path) -> None:

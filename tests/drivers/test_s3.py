@@ -257,7 +257,7 @@ def test_an_upload_that_fails_leaves_nothing(
     place.proxy.on(method, path, action, times=times)
     with pytest.raises(DriverError) as caught:
         upload(place.far, content_for(method, path))
-    assert type(caught.value) is error or (error is Transient and isinstance(caught.value, Transient))
+    assert isinstance(caught.value, error) and isinstance(caught.value, Transient) is (error is Transient)
     assert caught.value.brief.startswith("cannot store image one")
     assert place.contents() == QUEUED
     assert place.store.get("one") == made

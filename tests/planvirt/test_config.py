@@ -117,6 +117,18 @@ def test_an_explicit_file_must_exist(tmp_path: Path) -> None:
         ("[stores.a]\nbucket = 'x'\n", ["2:1 unknown key 'bucket' in a directory store (known: driver, path)"]),
         ("[stores.a]\ndriver = 's3'\n", ["1:1 an S3 store needs the key 'bucket'"]),
         (
+            "[stores.a]\ndriver = 'oci'\nregistry = 'https://r'\nrepository = 'Images'\ninsecure = 'yes'\n",
+            [
+                "3:1 registry must be a host and a port, such as 'registry.example.org:5000', not 'https://r'",
+                "4:1 repository must be the name of a repository, such as 'machines/images', not 'Images'",
+                "5:1 insecure must be true or false, not 'yes' (did you mean 'true'?)",
+            ],
+        ),
+        (
+            "[stores.a]\ndriver = 'oci'\nregistry = '[::1]:5000'\nrepository = 'a/b-c__d'\nusername = 'me'\n",
+            ["1:1 an OCI store has both of 'username' and 'password_secret', or neither"],
+        ),
+        (
             "[stores.a]\ndriver = 's3'\nbukcet = 'xyz'\n",
             ["3:1 unknown key 'bukcet' in an S3 store (did you mean 'bucket'?)"],
         ),
