@@ -80,6 +80,11 @@ class Registry:
         name = digest.removeprefix("sha256:")
         return self.folder / "data" / "docker/registry/v2/blobs/sha256" / name[:2] / name / "data"
 
+    def collect_garbage(self) -> None:
+        """Delete the blobs that no manifest names, as the registry's operator does now and then."""
+        command = [str(_PROGRAM), "garbage-collect", str(self.folder / "config.yml")]
+        subprocess.run(command, check=True, capture_output=True, timeout=60)
+
     def _of(self, repository: str) -> Path:
         return self.folder / "data" / "docker/registry/v2/repositories" / repository
 

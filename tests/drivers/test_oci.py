@@ -203,6 +203,24 @@ def test_an_image_of_one_chunk_or_two(place: Place, size: int) -> None:
     assert place.unfinished() == set()
 
 
+def test_the_registry_collects_what_was_deleted_and_nothing_else() -> None:
+    with registry() as running:
+        store = OciStore("far", running.settings(REPOSITORY), running.secrets, chunk=CHUNK)
+        create(store, "queued")
+        for each, content in (("one", LARGE), ("two", SMALL)):
+            create(store, each)
+            upload(store, content, each)
+        gone = store.get("one")
+        store.delete("one")
+        assert gone is not None and running.blob(gone.checksum or "").exists()
+        running.collect_garbage()
+        assert not running.blob(gone.checksum or "").exists()
+        assert {image.id for image in store.list()} == {"queued", "two"}
+        assert read(store, "two") == SMALL
+        upload(store, LARGE, "queued")
+        assert read(store, "queued") == LARGE
+
+
 def test_an_id_that_can_be_no_tag_is_refused(place: Place) -> None:
     with pytest.raises(DriverError, match="as the id of an image"):
         create(place.store, "-one")
