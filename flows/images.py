@@ -29,7 +29,14 @@ class UnusableImages(PlanvirtError):
 def local_image(reference: str, images: Mapping[str, Image], world: World, deadline: Deadline) -> LocalImage:
     """The checked image file behind the name of one of the plan's images, or behind a store reference "STORE/IMAGE"."""
     image = images.get(reference) or Image(name=reference, source=reference)
-    found = world.checked_image(reference, lambda: _check(image, world, deadline), deadline)
+    if image.source.startswith("/") or is_address(image.source) or world.has_checked(reference):
+        found = world.checked_image(reference, lambda: _check(image, world, deadline), deadline)
+    else:
+        # By its id: an earlier step may have made a newer image of that name since it was last asked for.
+        stored = _find(image, world)
+        found = world.checked_image(
+            f"{stored.store}/{stored.id}", lambda: _stored(stored, image, world, deadline), deadline
+        )
     if found.path.is_relative_to(world.cache):
         _note_use(found.path)
     return found
@@ -103,14 +110,21 @@ def _check(image: Image, world: World, deadline: Deadline) -> LocalImage:
         return inspect(Path(image.source), checksum=image.checksum, declared_format=image.format)
     if is_address(image.source):
         return _from_the_web(image, world, deadline)
+    return _stored(_find(image, world), image, world, deadline)
+
+
+def _find(image: Image, world: World) -> StoredImage:
     store_name, _, wanted = image.source.partition("/")
-    store = world.store(store_name)
-    stored = store.find(wanted)
+    stored = world.store(store_name).find(wanted)
     if stored is None:
         raise NotFound(
             f"cannot find image {wanted} in store {store_name}", resolution="'planvirt image list' shows what there is"
         )
-    path = store.path(stored.id) or _fetch(stored, world, deadline)
+    return stored
+
+
+def _stored(stored: StoredImage, image: Image, world: World, deadline: Deadline) -> LocalImage:
+    path = world.store(stored.store).path(stored.id) or _fetch(stored, world, deadline)
     return inspect(path, checksum=image.checksum or stored.checksum, declared_format=image.format or stored.format)
 
 
@@ -153,6 +167,7 @@ def _fetch(stored: StoredImage, world: World, deadline: Deadline) -> Path:
     ):
         done = 0
         while block := source.read(1 << 20):
+            deadline.check()
             part.write(block)
             done += len(block)
             deadline.progress(done, stored.size or done)
