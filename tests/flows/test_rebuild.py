@@ -286,13 +286,15 @@ def test_a_new_disk_that_has_grown_since_goes_too(tmp_path: Path, verb: str) -> 
 
 
 def test_a_name_means_the_newest_image_also_of_the_same_run(tmp_path: Path) -> None:
-    """A snapshot of that name was there before the run, and was looked at before it began."""
-    text = "instances:\n  web: {memory: 64 MiB, disks: [1 MiB]}\n"
+    text = (
+        "instances:\n  web: {memory: 64 MiB, disks: [1 MiB]}\n  copy: {memory: 64 MiB, disks: [1 MiB], needs: [web]}\n"
+    )
     snapshot = "{action: snapshot, instances: [web], with: {upload: {name: last}}}"
+    restore = "{id: %s, action: restore, instances: [copy], with: {image: local/last}}"
     yard = made(tmp_path / "named", text)
     yard.kvm1.write_disk(yard.volume("web", "root"), b"old")
     assert yard.run(f"{text}operations: [{snapshot}]\n") == RunState.SUCCEEDED
     yard.kvm1.write_disk(yard.volume("web", "root"), b"new")
-    restore = "{action: restore, instances: [web], with: {image: local/last}}"
-    assert yard.run(f"{text}operations: [{snapshot}, {restore}]\n") == RunState.SUCCEEDED
-    assert contents(yard, "web")["root"] == b"new"
+    operations = f"[{restore % 'before'}, {snapshot}, {restore % 'after'}]"
+    assert yard.run(f"{text}operations: {operations}\n") == RunState.SUCCEEDED
+    assert contents(yard, "copy")["root"] == b"new"
