@@ -2,20 +2,16 @@
 
 import hashlib
 import os
-import signal
-import sqlite3
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from planvirt.journal.journal import Journal
 from planvirt.states import Note
 from tests.drivers.libvirt_host import Guest, build_guest, qemu_host
 from tests.flows.lab import Lab, lab_at
-from tests.flows.workshop import Workshop, interrupt, until
+from tests.flows.workshop import interrupt, until
 
 pytestmark = pytest.mark.real
 
@@ -311,66 +307,3 @@ operations:
     lab.host.compute.note(f"{lab.word}-one", Note.LOCKED, None)
     assert lab.shop.planvirt("destroy", plan, "--yes").code == 0
     assert lab.volumes() == set()
-
-
-def test_killed_at_every_word_nothing_of_a_real_machine_is_left(lab: Lab, capsys: pytest.CaptureFixture[str]) -> None:
-    """A launch, a snapshot and a terminate, interrupted by SIGKILL wherever the journal has a word; then recover."""
-    before = lab.plan(
-        "saga",
-        "instances:\n  {word}-old: {memory: 64 MiB, disks: [1 MiB], state: stopped}\n",
-    )
-    assert lab.shop.run(before).code == 0
-    untouched = (lab.domains(), lab.volumes())
-    lab.plan(
-        "saga",
-        """\
-instances:
-  {word}-old: {memory: 64 MiB, disks: [1 MiB], state: stopped}
-  {word}-one:
-    image: tiny
-    memory: 192 MiB
-    disks: [64 MiB]
-    {boot:}
-operations:
-  - {id: keep, action: snapshot, instances: [{word}-one], with: {upload: {store: local, name: kept}}}
-  - {id: gone, action: terminate, instances: [{word}-old]}
-""",
-    )
-    kills = 0
-    while True:
-        run = f"killed-{kills + 1}"
-        words = [sys.executable, "-m", "tests.flows.dying", "planvirt.toml", "saga.yaml", run, str(kills + 1)]
-        environ = dict(os.environ) | {
-            "PLANVIRT_HOME": str(lab.shop.home),
-            "PYTHONPATH": str(Path(__file__).parents[2]),
-        }
-        ended = subprocess.run(words, cwd=lab.shop.folder, env=environ, capture_output=True, text=True, timeout=120)
-        if ended.returncode == 0:
-            break
-        assert ended.returncode == -signal.SIGKILL, ended.stderr
-        kills += 1
-        _let_every_lease_lapse(lab.shop)
-        recovered = lab.shop.planvirt("recover")
-        shown = lab.shop.planvirt("runs", "--output", "json").document["runs"][0]
-        if shown["state"] == "succeeded":  # it was past its point of no return
-            assert recovered.code == 0, recovered
-            assert lab.domains() == {f"{lab.word}-one"}
-            break
-        assert shown["state"] in ("rolled_back", "cancelled"), recovered
-        assert (lab.domains(), lab.volumes()) == untouched, f"after kill {kills}"
-        assert lab.shop.images() == []
-    assert not _claims(lab.shop)
-    with capsys.disabled():
-        print(f" [{kills} kills]", end="")
-    assert kills > 15
-
-
-def _let_every_lease_lapse(shop: Workshop) -> None:
-    with sqlite3.connect(shop.home / "journal.sqlite") as database:
-        database.execute("UPDATE runs SET lease_until = 0")
-    database.close()
-
-
-def _claims(shop: Workshop) -> int:
-    with Journal(f"sqlite:///{shop.home}/journal.sqlite") as journal:
-        return len(journal.claims())
