@@ -225,7 +225,7 @@ def test_whatever_call_fails_the_world_is_as_before(yard: Yard, call: str, at: A
 @pytest.mark.parametrize("confirm", ["auto", "manual"])
 def test_an_undo_that_fails_twice_ends_well(yard: Yard, confirm: str, at: Any, call: str) -> None:
     before = seen(yard)
-    kept(yard, resize(f"{ALL}, grace: 50ms", confirm))
+    kept(yard, resize(f"{ALL}, grace: 1s", confirm))
     with yard.kvm1.world() as world:
         world.guests["web"] = {"ignores_shutdown": call == "power_off"}
     yard.kvm1.fail(call, times=2, at=at)
