@@ -2,10 +2,15 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.flows.workshop import Workshop
+
+if TYPE_CHECKING:
+    from tests.drivers.libvirt_host import Guest
+    from tests.flows.lab import Lab
 
 
 @pytest.fixture
@@ -34,3 +39,21 @@ def prefect_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def running(tmp_path: Path, prefect_url: str) -> Workshop:
     """A workshop whose runs go to the Prefect server."""
     return Workshop(tmp_path / "workshop", {"PREFECT_API_URL": prefect_url})
+
+
+@pytest.fixture(scope="session")
+def guest(tmp_path_factory: pytest.TempPathFactory) -> "Guest":
+    """The tiny guest, built once for all who boot it."""
+    from tests.drivers.libvirt_host import build_guest
+
+    return build_guest(tmp_path_factory.mktemp("guest") / "guest")
+
+
+@pytest.fixture
+def lab(tmp_path: Path, prefect_url: str, guest: "Guest") -> Iterator["Lab"]:
+    """A workshop with this machine's QEMU."""
+    from tests.drivers.libvirt_host import qemu_host
+    from tests.flows.lab import lab_at
+
+    with qemu_host() as host, lab_at(host, tmp_path, prefect_url, guest) as lab:
+        yield lab

@@ -1,12 +1,8 @@
 """Backups of a real machine: two disks, frozen by its real agent, compressed, and brought back."""
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 
-from tests.drivers.libvirt_host import Guest, build_guest, qemu_host
-from tests.flows.lab import Lab, lab_at
+from tests.flows.lab import Lab
 
 pytestmark = pytest.mark.real
 
@@ -25,13 +21,6 @@ BACKUP = """\
     instances: [{word}-db]
     with: {class: daily, keep: 1, disks: all, quiesce: required, compress: zstd, upload: {store: local, name: NAME}}
 """
-
-
-@pytest.fixture
-def lab(tmp_path: Path, prefect_url: str) -> Iterator[Lab]:
-    guest: Guest = build_guest(tmp_path / "guest")
-    with qemu_host() as host, lab_at(host, tmp_path, prefect_url, guest) as lab:
-        yield lab
 
 
 def test_a_backup_of_two_disks_holds_what_the_guest_had_just_written(lab: Lab) -> None:

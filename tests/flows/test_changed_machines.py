@@ -1,28 +1,14 @@
 """Real virtual machines that change: their size, disks and interfaces, what they boot, where their disks are kept."""
 
-from collections.abc import Iterator
-from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
 
 from drivers.compute import Sizes
 from planvirt.mark import read_volume_name
-from tests.drivers.libvirt_host import Guest, build_guest, qemu_host
-from tests.flows.lab import Lab, lab_at
+from tests.flows.lab import Lab
 
 pytestmark = pytest.mark.real
-
-
-@pytest.fixture(scope="module")
-def guest(tmp_path_factory: pytest.TempPathFactory) -> Guest:
-    return build_guest(tmp_path_factory.mktemp("guest") / "guest")
-
-
-@pytest.fixture
-def lab(tmp_path: Path, prefect_url: str, guest: Guest) -> Iterator[Lab]:
-    with qemu_host() as host, lab_at(host, tmp_path, prefect_url, guest) as lab:
-        yield lab
 
 
 BOOTED = """\

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from planvirt.deadline import Deadline
-from tests.drivers.libvirt_host import Guest, build_guest, qemu_host
+from tests.drivers.libvirt_host import Guest, qemu_host
 from tests.drivers.private_libvirtd import PrivateLibvirtd, private_libvirtd
 from tests.flows.lab import Lab, lab_at
 from tests.flows.small_disk import small_disk
@@ -19,11 +19,6 @@ from tests.flows.workshop import until
 pytestmark = pytest.mark.real
 
 MIB = 1 << 20
-
-
-@pytest.fixture(scope="module")
-def guest(tmp_path_factory: pytest.TempPathFactory) -> Guest:
-    return build_guest(tmp_path_factory.mktemp("guest") / "guest")
 
 
 @pytest.fixture(scope="module")

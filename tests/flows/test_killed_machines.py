@@ -5,7 +5,6 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,22 +13,10 @@ import pytest
 
 from planvirt.journal.journal import Journal
 from planvirt.mark import read_volume_name
-from tests.drivers.libvirt_host import Guest, build_guest, qemu_host
-from tests.flows.lab import Lab, lab_at
+from tests.flows.lab import Lab
 from tests.flows.workshop import Workshop
 
 pytestmark = pytest.mark.real
-
-
-@pytest.fixture(scope="module")
-def guest(tmp_path_factory: pytest.TempPathFactory) -> Guest:
-    return build_guest(tmp_path_factory.mktemp("guest") / "guest")
-
-
-@pytest.fixture
-def lab(tmp_path: Path, prefect_url: str, guest: Guest) -> Iterator[Lab]:
-    with qemu_host() as host, lab_at(host, tmp_path, prefect_url, guest) as lab:
-        yield lab
 
 
 OLD = "instances:\n  {word}-old: {memory: 64 MiB, disks: [1 MiB], state: stopped}\n"

@@ -1,15 +1,12 @@
 """Real virtual machines that are rescued, rebuilt, restored and shelved in a run that fails: all is taken back."""
 
 import os
-from collections.abc import Iterator
-from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
 
 from tests.drivers.libvirt.test_hardware import boot_sector
-from tests.drivers.libvirt_host import Guest, build_guest, qemu_host
-from tests.flows.lab import Lab, lab_at
+from tests.flows.lab import Lab
 
 pytestmark = pytest.mark.real
 
@@ -29,20 +26,15 @@ def says(name: str, text: str) -> str:
     return SAYS.replace("NAME", name).replace("TEXT", text)
 
 
-@pytest.fixture(scope="module")
-def guest(tmp_path_factory: pytest.TempPathFactory) -> Guest:
-    return build_guest(tmp_path_factory.mktemp("guest") / "guest")
-
-
 @pytest.fixture
-def lab(tmp_path: Path, prefect_url: str, guest: Guest) -> Iterator[Lab]:
-    with qemu_host() as host, lab_at(host, tmp_path, prefect_url, guest) as lab:
-        image = lab.shop.folder / "rescue.raw"
-        image.write_bytes(boot_sector("RESCUED"))
-        os.truncate(image, 1 << 20)
-        ended = lab.shop.run(lab.plan("mend", PLAN + "operations:\n" + says("up", "disk written: hello")))
-        assert ended.code == 0, ended
-        yield lab
+def lab(lab: Lab) -> Lab:
+    """A machine that is up, and an image to rescue it with."""
+    image = lab.shop.folder / "rescue.raw"
+    image.write_bytes(boot_sector("RESCUED"))
+    os.truncate(image, 1 << 20)
+    ended = lab.shop.run(lab.plan("mend", PLAN + "operations:\n" + says("up", "disk written: hello")))
+    assert ended.code == 0, ended
+    return lab
 
 
 def definition(lab: Lab) -> list[str]:

@@ -3,28 +3,14 @@
 import hashlib
 import os
 import subprocess
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from planvirt.states import Note
-from tests.drivers.libvirt_host import Guest, build_guest, qemu_host
-from tests.flows.lab import Lab, lab_at
+from tests.flows.lab import Lab
 from tests.flows.workshop import interrupt, until
 
 pytestmark = pytest.mark.real
-
-
-@pytest.fixture(scope="module")
-def guest(tmp_path_factory: pytest.TempPathFactory) -> Guest:
-    return build_guest(tmp_path_factory.mktemp("guest") / "guest")
-
-
-@pytest.fixture
-def lab(tmp_path: Path, prefect_url: str, guest: Guest) -> Iterator[Lab]:
-    with qemu_host() as host, lab_at(host, tmp_path, prefect_url, guest) as lab:
-        yield lab
 
 
 SMALL = "memory: 192 MiB, disks: [64 MiB]"
