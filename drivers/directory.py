@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from drivers import image_records
+from drivers.durable import sync_folder
 from drivers.errors import DriverError, NotFound, OutOfSpace, WrongChecksum
 from drivers.image_store import StoredImage
 from drivers.reading import Measured, changed, pieces
@@ -126,7 +127,7 @@ class DirectoryStore:
                 if image.status == "active":
                     self._loose(self._content(image)).touch()
                 self._record(id).unlink()
-                _sync_folder(self._images)
+                sync_folder(self._images)
             self._sweep_contents()
 
     def check(self) -> None:
@@ -175,7 +176,7 @@ class DirectoryStore:
             except BaseException:
                 Path(temporary).unlink(missing_ok=True)
                 raise
-            _sync_folder(self._images)
+            sync_folder(self._images)
 
     def _need(self, id: str) -> StoredImage:
         image = self._read(id)
@@ -240,8 +241,8 @@ class DirectoryStore:
                     self._loose(place).touch()
                     place.parent.mkdir(exist_ok=True)
                     temporary.replace(place)
-                    _sync_folder(place.parent)
-                    _sync_folder(self._blobs)
+                    sync_folder(place.parent)
+                    sync_folder(self._blobs)
                 self._write(image)
             finally:
                 self._sweep_contents()
@@ -329,11 +330,3 @@ def _hash(file: BinaryIO, tell: Callable[[int], None]) -> tuple[str, int]:
         done += len(piece)
         tell(done)
     return f"sha256:{digest.hexdigest()}", done
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

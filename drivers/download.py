@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+from drivers.durable import sync_folder
 from drivers.errors import DriverError, OutOfSpace, WrongChecksum
 from drivers.web_request import PATIENCE, answer, refused
 from planvirt.deadline import Deadline
@@ -128,7 +129,7 @@ class _Fetching:
             os.fsync(file.fileno())
         self._part.replace(self._target)
         self._from.unlink(missing_ok=True)
-        _sync_folder(self._target.parent)
+        sync_folder(self._target.parent)
 
     def _recall(self, file: BinaryIO) -> None:
         total = os.fstat(file.fileno()).st_size
@@ -275,11 +276,3 @@ def _write(file: BinaryIO, chunk: bytes) -> None:
     rest = memoryview(chunk)
     while rest:
         rest = rest[file.write(rest) :]
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from drivers.compute import Compute, InstanceFacts
+from drivers.errors import NotFound
 from flows.world import World
 from planvirt.deadline import Deadline
 from planvirt.mark import Mark
@@ -55,6 +56,14 @@ class Call:
         """The instance as it is now, if it is planvirt's and this plan's own; None when it is absent."""
         found = self.compute.instance(self.instance)
         return found if found is not None and found.uuid == self.uuid else None
+
+    def found(self, verb: str = "") -> InstanceFacts:
+        """The instance as it is now. Raises NotFound when it is absent; `verb` is what cannot be done to it then."""
+        found = self.facts()
+        if found is None:
+            cannot = f"{verb} {self.instance}: it is not there" if verb else f"find instance {self.instance}"
+            raise NotFound(f"cannot {cannot}")
+        return found
 
     def state(self) -> State:
         """The state of the instance now."""

@@ -98,9 +98,7 @@ def exchange(
 
     It is brought down first when it must be off for that. Nobody starts it again here.
     """
-    found = call.facts()
-    if found is None:
-        raise NotFound(f"cannot find instance {call.instance}")
+    found = call.found()
     todo = [disk for disk in out if by[disk].volume not in found.volumes]
     if found.power not in _OFF and (todo or needs_reboot(found, sizes)):
         bring_down(call)

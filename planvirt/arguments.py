@@ -11,15 +11,24 @@ from planvirt.units import UnitError, parse_duration, parse_size
 Parse = Callable[[str, Any], Any]
 
 
-def _duration(key: str, value: Any) -> float:
-    if isinstance(value, float) and not isinstance(value, bool):
-        return value  # read already
-    if not isinstance(value, str):
-        raise UnitError(f"{key} must be a duration such as '90s', not {value}")
-    try:
-        return parse_duration(value)
-    except UnitError as error:
-        raise UnitError(f"{key} {error}", error.hint) from error
+def _quantity(read: type, parse: Callable[[str], Any], expected: str) -> Parse:
+    """How a text with a unit is read; a value of the type `read` was read already."""
+
+    def quantity(key: str, value: Any) -> Any:
+        if isinstance(value, read) and not isinstance(value, bool):
+            return value
+        if not isinstance(value, str):
+            raise UnitError(f"{key} must be {expected}, not {value}")
+        try:
+            return parse(value)
+        except UnitError as error:
+            raise UnitError(f"{key} {error}", error.hint) from error
+
+    return quantity
+
+
+_duration = _quantity(float, parse_duration, "a duration such as '90s'")
+_size = _quantity(int, parse_size, "a size such as '4 GiB'")
 
 
 def _flag(key: str, value: Any) -> bool:
@@ -46,17 +55,6 @@ def _count(key: str, value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise UnitError(f"{key} must be a whole number from 1, not '{value}'")
     return value
-
-
-def _size(key: str, value: Any) -> int:
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value  # read already
-    if not isinstance(value, str):
-        raise UnitError(f"{key} must be a size such as '4 GiB', not {value}")
-    try:
-        return parse_size(value)
-    except UnitError as error:
-        raise UnitError(f"{key} {error}", error.hint) from error
 
 
 def _sizes(key: str, value: Any) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 import libvirt
 
 from drivers.compute import CachedVolume
-from drivers.errors import NotFound, Transient
+from drivers.errors import NotFound
 from drivers.libvirt import images
 from drivers.libvirt.domain_xml import parse
 from drivers.libvirt.faults import translated
@@ -20,16 +20,10 @@ from planvirt.mark import is_cached
 
 def listing(pool: Pool) -> Sequence[CachedVolume]:
     """All of them, sorted by name."""
-    handle = pool.existing()
-    if handle is None:
-        return []
-    with suppress(Transient):  # somebody writes to the pool for long; libvirt's present view is good enough
-        pool.refresh()
-    with translated(f"list the volumes of the pool {pool.name}"):
-        by_name = {str(volume.name()): volume for volume in handle.listAllVolumes()}
+    by_name = pool.listed()
     names = {name.removesuffix(images.COMPLETE) for name in by_name}
     wanted = sorted(filter(is_cached, names))
-    users = _users(pool, wanted)
+    users = _users(pool, wanted) if wanted else {}  # to look for users makes the pool, where there is none yet
     return [facts for name in wanted if (facts := _read(name, by_name, users.get(name, ()))) is not None]
 
 

@@ -92,6 +92,16 @@ class Pool:
                     raise
                 patience.sleep(0.1)
 
+    def listed(self) -> dict[str, Any]:
+        """All its virStorageVols by name, also those that a dead process left behind; none where there is no pool."""
+        handle = self.existing()
+        if handle is None:
+            return {}
+        with suppress(Transient):  # somebody writes to the pool for long; libvirt's present view is good enough
+            self.refresh()
+        with translated(f"list the volumes of the pool {self.name}"):
+            return {str(volume.name()): volume for volume in handle.listAllVolumes()}
+
     def lookup(self, name: str) -> Any | None:
         """The virStorageVol of that name, or None.
 

@@ -1,14 +1,13 @@
 """Volumes in the pool: what there is, making and deleting them."""
 
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
 import libvirt
 
 from drivers.compute import VolumeFacts
-from drivers.errors import DriverError, NotFound, Transient
+from drivers.errors import DriverError, NotFound
 from drivers.libvirt import cache, images
 from drivers.libvirt.domain_xml import parse
 from drivers.libvirt.faults import code_of, translated
@@ -28,13 +27,7 @@ def is_ours(name: str) -> bool:
 
 def listing(pool: Pool) -> Sequence[VolumeFacts]:
     """All volumes that planvirt made, also those that a dead process left behind, sorted by name."""
-    handle = pool.existing()
-    if handle is None:
-        return []
-    with suppress(Transient):  # somebody writes to the pool for long; libvirt's present view is good enough
-        pool.refresh()
-    with translated(f"list the volumes of the pool {pool.name}"):
-        by_name = {str(volume.name()): volume for volume in handle.listAllVolumes()}
+    by_name = pool.listed()
     # A cached image that is not complete is nobody's to use; the next import of it goes on with it or sweeps it away.
     volumes = [v for name, v in by_name.items() if is_ours(name) and images.is_whole(name, by_name)]
     found = [facts for volume in volumes if (facts := _read(volume)) is not None]

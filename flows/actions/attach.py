@@ -5,7 +5,7 @@ from contextlib import suppress
 from typing import Any
 
 from drivers.compute import AttachedDisk, InstanceFacts
-from drivers.errors import NotFound, Unsupported
+from drivers.errors import Unsupported
 from flows.actions.action import Action, Finding
 from flows.actions.detach import let_go
 from flows.call import Call
@@ -25,7 +25,7 @@ def do(call: Call) -> Mapping[str, Any]:
     A disk that was left on the host, by an earlier instance or by a `detach`, comes back with what is on it; otherwise
     an empty one is made. A network interface without an address gets one that is the same in every run of the plan.
     """
-    found = _found(call)
+    found = call.found("attach anything to")
     return _do_disk(call, found, _disk(call)) if "disk" in call.arguments else _do_nic(call, found)
 
 
@@ -34,7 +34,7 @@ def outputs(call: Call) -> Mapping[str, Any]:
     if "disk" not in call.arguments:
         return {"mac": _nic(call).mac}
     name = _disk(call).name
-    return {"disk": name, "volume": disks_of(_found(call))[name].volume}
+    return {"disk": name, "volume": disks_of(call.found("attach anything to"))[name].volume}
 
 
 def probe(call: Call) -> Finding:
@@ -78,13 +78,6 @@ def leftovers(record: StepRecord) -> list[str]:
     if "mac" in record.undo:
         return [f"network interface {record.undo['mac']} of instance {record.instance} on {record.host}"]
     return []
-
-
-def _found(call: Call) -> InstanceFacts:
-    found = call.facts()
-    if found is None:
-        raise NotFound(f"cannot attach anything to {call.instance}: it is not there")
-    return found
 
 
 def _disk(call: Call) -> Disk:

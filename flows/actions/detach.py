@@ -5,7 +5,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from drivers.compute import AttachedDisk, InstanceFacts
-from drivers.errors import NotFound, Transient
+from drivers.errors import Transient
 from flows.actions.action import Action, Finding
 from flows.call import Call
 from flows.disks import disks_of, standing_for
@@ -42,9 +42,7 @@ def do(call: Call) -> Mapping[str, Any]:
     `delete` it goes when the run commits, also one that the host was told to keep: it was named for that. Only what the
     same plan declares with `keep: true` is refused then, as it contradicts itself.
     """
-    found = call.facts()
-    if found is None:
-        raise NotFound(f"cannot detach anything from {call.instance}: it is not there")
+    found = call.found("detach anything from")
     return _do_disk(call, found) if "disk" in call.arguments else _do_nic(call, found)
 
 

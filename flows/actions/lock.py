@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-from drivers.errors import NotFound
 from flows.actions.action import Action, Finding
 from flows.call import Call
 from planvirt.states import Note
@@ -48,10 +47,7 @@ def probe_unlock(call: Call) -> Finding:
 
 
 def _locked(call: Call) -> bool:
-    found = call.facts()
-    if found is None:
-        raise NotFound(f"cannot find instance {call.instance}")
-    return found.locked
+    return call.found().locked
 
 
 LOCK = Action(do=do_lock, probe=probe_lock, undo=undo_lock)

@@ -21,7 +21,7 @@ def do_rebuild(call: Call) -> Mapping[str, Any]:
 
     With the image that the plan declares, the instance is what the plan says afterwards, and is marked so.
     """
-    found, declared = _found(call), call.arguments.get("declared")
+    found, declared = call.found(), call.arguments.get("declared")
     image = call.arguments.get("image", declared)
     if image is None:
         raise Conflict(
@@ -47,7 +47,7 @@ def do_rebuild(call: Call) -> Mapping[str, Any]:
 
 def do_restore(call: Call) -> Mapping[str, Any]:
     """Make a disk anew from the image, not smaller than it is."""
-    found = _found(call)
+    found = call.found()
     name = str(call.arguments.get("disk") or _boot_disk(call, found))
     _replace(call, found, name, str(call.arguments["image"]), _size(call, found, name))
     _start(call)
@@ -98,13 +98,6 @@ def commit(call: Call) -> None:
 def leftovers(record: StepRecord) -> list[str]:
     """The new disk, by name."""
     return [f"volume {record.undo['new']} on {record.host}"] if "new" in record.undo else []
-
-
-def _found(call: Call) -> InstanceFacts:
-    found = call.facts()
-    if found is None:
-        raise NotFound(f"cannot find instance {call.instance}")
-    return found
 
 
 def _boot_disk(call: Call, found: InstanceFacts) -> str:

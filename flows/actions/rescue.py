@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from drivers.compute import AttachedDisk, InstanceFacts
+from drivers.compute import AttachedDisk
 from drivers.errors import NotFound
 from flows.actions.action import Action, Finding
 from flows.actions.power import bring_down, bring_down_for_undo, run_again
@@ -20,7 +20,7 @@ _DISK = "rescue"  # the name of the disk that a rescued instance boots from
 
 def do_rescue(call: Call) -> Mapping[str, Any]:
     """Boot the instance from a fresh disk of the image, made first, so that the guest is off for a shorter time."""
-    found = _found(call, "rescue")
+    found = call.found("rescue")
     if Note.RESCUED not in found.notes:
         if _DISK in disks_of(found):
             raise Conflict(
@@ -72,7 +72,7 @@ def leftovers_of_rescue(record: StepRecord) -> list[str]:
 
 def do_unrescue(call: Call) -> Mapping[str, Any]:
     """Boot the instance from its own disk again. The rescue disk stays until the run commits."""
-    found = _found(call, "unrescue")
+    found = call.found("unrescue")
     if Note.RESCUED in found.notes:
         disk = disks_of(found).get(_DISK)
         call.phase("look at its state", was=found.power, disk=None if disk is None else asdict(disk))
@@ -113,13 +113,6 @@ def commit_unrescue(call: Call) -> None:
     if call.undo.get("disk") is not None:
         call.phase("delete the rescue disk")
         call.compute.delete_volume(call.undo["disk"]["volume"])
-
-
-def _found(call: Call, verb: str) -> InstanceFacts:
-    found = call.facts()
-    if found is None:
-        raise NotFound(f"cannot {verb} {call.instance}: it is not there")
-    return found
 
 
 RESCUE = Action(do=do_rescue, probe=probe_rescue, undo=undo_rescue, leftovers=leftovers_of_rescue)

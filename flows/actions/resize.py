@@ -10,7 +10,6 @@ from dataclasses import asdict
 from typing import Any, Literal, cast
 
 from drivers.compute import InstanceFacts, Sizes
-from drivers.errors import NotFound
 from flows.actions.action import Action, Finding
 from flows.actions.power import bring_down, bring_down_for_undo, run_again
 from flows.call import Call
@@ -29,7 +28,7 @@ def do(call: Call) -> Mapping[str, Any]:
     With `confirm: manual` the instance is `resized` afterwards in any case: a plan that goes on with `confirm_resize`
     runs a second time, too.
     """
-    found = _found(call)
+    found = call.found("resize")
     if "to" not in call.undo:
         sizes, grow = wanted(call.arguments, call.spec, found), _growing(call, found)
         _check_reboot(call, found, sizes)
@@ -117,13 +116,6 @@ def leftovers(record: StepRecord) -> list[str]:
         return []
     copies = [f"volume {disk.copy} on {record.host}" for disk in EarlierSize.read(record.undo["earlier"]).disks]
     return [f"the new size of instance {record.instance} on {record.host}", *copies]
-
-
-def _found(call: Call) -> InstanceFacts:
-    found = call.facts()
-    if found is None:
-        raise NotFound(f"cannot resize {call.instance}: it is not there")
-    return found
 
 
 def _manual(call: Call) -> bool:

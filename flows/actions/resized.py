@@ -17,7 +17,7 @@ from planvirt.states import Note, State
 
 def do_confirm(call: Call) -> Mapping[str, Any]:
     """Strike out the note. The copies of disks that have grown stay until the run commits."""
-    call.phase("strike out the note", note=_note(call, _found(call)))
+    call.phase("strike out the note", note=_note(call, call.found()))
     call.compute.note(call.instance, Note.RESIZED, None)
     return {}
 
@@ -49,7 +49,7 @@ def do_revert(call: Call) -> Mapping[str, Any]:
     What was written to these disks since the resize is gone then. A guest that must be off for it is asked to shut
     down, as the step's `grace` and `force` say; what ran before the resize runs again.
     """
-    found = _found(call)
+    found = call.found()
     earlier = EarlierSize.noted(_note(call, found))
     grown = earlier.grown(call, found)
     disks = disks_of(found)
@@ -117,13 +117,6 @@ def leftovers_revert(record: StepRecord) -> list[str]:
         return []
     grown = [f"volume {disk['volume']} on {record.host}" for disk in record.undo["grown"].values()]
     return [f"the earlier size of instance {record.instance} on {record.host}", *grown]
-
-
-def _found(call: Call) -> InstanceFacts:
-    found = call.facts()
-    if found is None:
-        raise NotFound(f"cannot find instance {call.instance}")
-    return found
 
 
 def _note(call: Call, found: InstanceFacts) -> str:

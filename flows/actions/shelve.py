@@ -31,7 +31,7 @@ def do_shelve(call: Call) -> Mapping[str, Any]:
 
     The disks on the host stay until the run commits.
     """
-    found = _found(call, "shelve")
+    found = call.found("shelve")
     if Note.SHELVED not in found.notes:  # else an earlier attempt came that far
         store = call.world.store(str(call.arguments["store"]))
         call.phase("look at its state", was=found.power, disks=_becoming(call, found, store.name))
@@ -93,7 +93,7 @@ def leftovers_of_shelve(record: StepRecord) -> list[str]:
 
 def do_unshelve(call: Call) -> Mapping[str, Any]:
     """Bring back what has left the host, and start the instance if it ran when it was shelved."""
-    found = _found(call, "unshelve")
+    found = call.found("unshelve")
     if Note.SHELVED in found.notes:
         disks = _shelved(call, found)
         there = {volume.name for volume in call.compute.volumes()}
@@ -144,13 +144,6 @@ def commit_unshelve(call: Call) -> None:
 def leftovers_of_unshelve(record: StepRecord) -> list[str]:
     """The disks that were brought back, by name."""
     return [f"volume {volume} on {record.host}" for volume in record.undo.get("made", [])]
-
-
-def _found(call: Call, verb: str) -> InstanceFacts:
-    found = call.facts()
-    if found is None:
-        raise NotFound(f"cannot {verb} {call.instance}: it is not there")
-    return found
 
 
 def _becoming(call: Call, found: InstanceFacts, store: str) -> dict[str, dict[str, Any]]:
