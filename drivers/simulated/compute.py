@@ -4,7 +4,7 @@ import io
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO, Literal
@@ -22,16 +22,15 @@ from drivers.compute import (
     Sizes,
     VolumeFacts,
 )
-from drivers.errors import DriverError, NameTaken, NoAgent, NotFound
-from drivers.simulated import devices, disk_file, exporting
-from drivers.simulated.faults import Fault, suffer
+from drivers.errors import DriverError, NoAgent
+from drivers.simulated import definitions, devices, disk_file, exporting
+from drivers.simulated.calls import TICK, Calls
+from drivers.simulated.faults import Fault
 from drivers.simulated.guards import (
-    aside_name,
     dependents_of,
     is_ours,
     machine_of,
     own,
-    owner,
     require,
     reserve,
     users_of,
@@ -41,12 +40,11 @@ from drivers.simulated.guards import (
 from drivers.simulated.world import InFile, InMemory, Machine, Volume, World, Worlds
 from planvirt.deadline import Deadline
 from planvirt.errors import Conflict
-from planvirt.mark import cached_file, cached_image, is_cached, nic_mac, read_volume_name
+from planvirt.mark import cached_file, cached_image, is_cached, read_volume_name
 from planvirt.plan import Nic
 from planvirt.states import Note, State
 from planvirt.verbs import ACTIONS
 
-_TICK = 0.02
 _CHUNK = 1 << 20
 
 
@@ -57,6 +55,7 @@ class SimulatedCompute:
         self.host = host
         self._worlds = worlds
         self._clock = clock
+        self._calls = Calls(worlds, clock)
 
     @classmethod
     def in_memory(cls, host: str = "simulated") -> "SimulatedCompute":
@@ -73,13 +72,9 @@ class SimulatedCompute:
 
     # What tests and rehearsals do to the world
 
-    @contextmanager
-    def world(self) -> Iterator[World]:
+    def world(self) -> AbstractContextManager[World]:
         """The world itself, to look at and to change; nobody else uses it in this block."""
-        with self._worlds.change() as world:
-            for machine in world.instances.values():
-                machine.settle(self._clock())
-            yield world
+        return self._calls.world()
 
     def fail(
         self,
@@ -119,12 +114,12 @@ class SimulatedCompute:
 
     def capabilities(self) -> Capabilities:
         """Every verb."""
-        with self._call("capabilities", self.host):
+        with self._calls.call("capabilities", self.host):
             return Capabilities(verbs=frozenset(ACTIONS), quiesce=True, compressions=frozenset({"zstd"}))
 
     def facts(self) -> HostFacts:
         """The host as its world describes it."""
-        with self._call("facts", self.host) as world:
+        with self._calls.call("facts", self.host) as world:
             return HostFacts(
                 name=self.host,
                 uri=f"simulated:{self._worlds.where}",
@@ -138,23 +133,23 @@ class SimulatedCompute:
 
     def instances(self) -> Sequence[InstanceFacts]:
         """All instances, foreign ones and those set aside included."""
-        with self._call("instances", self.host) as world:
+        with self._calls.call("instances", self.host) as world:
             return [self._facts(key, world.instances[key]) for key in sorted(world.instances)]
 
     def instance(self, name: str) -> InstanceFacts | None:
         """One instance, or None."""
-        with self._call("instance", name) as world:
+        with self._calls.call("instance", name) as world:
             machine = world.instances.get(name)
             return None if machine is None else self._facts(name, machine)
 
     def volumes(self) -> Sequence[VolumeFacts]:
         """All volumes with a mark, and the cached ones."""
-        with self._call("volumes", self.host) as world:
+        with self._calls.call("volumes", self.host) as world:
             return [volume_facts(world, name) for name in sorted(world.volumes) if is_ours(name)]
 
     def cached(self) -> Sequence[CachedVolume]:
         """All cached volumes with their users."""
-        with self._call("cached", self.host) as world:
+        with self._calls.call("cached", self.host) as world:
             return [
                 CachedVolume(name, volume.allocation, not volume.partial, volume.changed, tuple(users_of(world, name)))
                 for name, volume in sorted(world.volumes.items())
@@ -180,7 +175,7 @@ class SimulatedCompute:
         """Make an empty volume, an overlay or a full copy."""
         if read_volume_name(name) is None:
             raise DriverError(f"cannot make volume {name}: its name bears no mark")
-        with self._call("create_volume", name, deadline) as world:
+        with self._calls.call("create_volume", name, deadline) as world:
             overlay = base if format == "qcow2" else None
             present = world.volumes.get(name)
             if present is not None:
@@ -203,7 +198,7 @@ class SimulatedCompute:
 
     def delete_volume(self, name: str) -> None:
         """Delete a volume that nothing uses."""
-        with self._call("delete_volume", name) as world:
+        with self._calls.call("delete_volume", name) as world:
             if name not in world.volumes:
                 return
             if not is_ours(name):
@@ -227,7 +222,7 @@ class SimulatedCompute:
     @contextmanager
     def open_volume(self, name: str) -> Iterator[BinaryIO]:
         """A file that qemu-img reads, and that begins with the volume's content."""
-        with self._call("open_volume", name) as world:
+        with self._calls.call("open_volume", name) as world:
             volume = volume_of(world, name)
             content = b"" if volume.base else world.content(name)
         if volume.format == "raw":
@@ -239,84 +234,34 @@ class SimulatedCompute:
 
     def define(self, domain: Domain) -> InstanceFacts:
         """Define an instance whose volumes are there."""
-        with self._call("define", domain.name) as world:
-            present = world.instances.get(domain.name)
-            if present is not None:
-                if (present.mark, present.uuid) != (domain.mark, domain.uuid):
-                    raise NameTaken(
-                        f"cannot define {domain.name}: an instance of that name exists",
-                        details=owner(present),
-                        resolution="rename the instance in the plan, or remove the other one",
-                    )
-                return self._facts(domain.name, present)
-            twins = [key for key, machine in world.instances.items() if machine.uuid == domain.uuid]
-            if twins:
-                raise NameTaken(f"cannot define {domain.name}: its UUID belongs to {twins[0]}")
-            for volume in (*(disk.volume for disk in domain.disks), domain.kernel, domain.initrd):
-                if volume is not None and volume_of(world, volume).partial:
-                    raise Conflict(f"cannot define {domain.name}: volume {volume} is half-made")
-            machine = Machine(
-                domain.name, domain.uuid, domain.mark, State.STOPPED, domain.vcpus, domain.memory,
-                domain.max_vcpus, domain.max_memory, list(domain.disks),
-                [replace(nic, mac=nic.mac or nic_mac(domain.uuid, place)) for place, nic in enumerate(domain.nics)],
-                domain.kernel, domain.initrd, keep=list(domain.keep), protect=domain.protect,
-            )  # fmt: skip
-            world.instances[domain.name] = machine
-            world.record("define", domain.name)
-            return self._facts(domain.name, machine)
+        with self._calls.call("define", domain.name) as world:
+            return self._facts(domain.name, definitions.define(world, domain))
 
     def undefine(self, name: str) -> None:
         """Forget an instance."""
-        with self._call("undefine", name) as world:
-            if name in world.instances:
-                own(world, name, "undefine")
-                del world.instances[name]
-                world.record("undefine", name)
+        with self._calls.call("undefine", name) as world:
+            definitions.undefine(world, name)
 
     def set_aside(self, name: str, run: str) -> None:
         """Stop an instance and keep it under another name. Its UUID stays its own, as with libvirt."""
-        with self._call("set_aside", name) as world:
-            aside = aside_name(name, run)
-            if name not in world.instances:
-                if aside not in world.instances:
-                    raise NotFound(f"cannot set {name} aside: there is no such instance")
-                return
-            machine = own(world, name, "set aside")
-            if aside in world.instances:
-                raise Conflict(f"cannot set {name} aside: run {run} has set aside another one of that name")
-            machine.stop()
-            machine.set_aside = run
-            world.instances[aside] = world.instances.pop(name)
-            world.record("set_aside", name)
+        with self._calls.call("set_aside", name) as world:
+            definitions.set_aside(world, name, run)
 
     def bring_back(self, name: str, run: str) -> InstanceFacts:
         """Give what was set aside its name again."""
-        with self._call("bring_back", name) as world:
-            aside = aside_name(name, run)
-            present = world.instances.get(name)
-            if aside not in world.instances:
-                if present is None:
-                    raise NotFound(f"cannot bring {name} back: run {run} has not set it aside")
-                return self._facts(name, own(world, name, "bring back"))
-            machine = world.instances[aside]
-            if present is not None:
-                raise NameTaken(f"cannot bring {name} back: its name is taken", details=owner(present))
-            machine.set_aside = None
-            world.instances[name] = world.instances.pop(aside)
-            world.record("bring_back", name)
-            return self._facts(name, machine)
+        with self._calls.call("bring_back", name) as world:
+            return self._facts(name, definitions.bring_back(world, name, run))
 
     def delete_set_aside(self, name: str, run: str) -> None:
         """Forget what was set aside."""
-        with self._call("delete_set_aside", name) as world:
-            if world.instances.pop(aside_name(name, run), None) is not None:
-                world.record("delete_set_aside", name)
+        with self._calls.call("delete_set_aside", name) as world:
+            definitions.delete_set_aside(world, name, run)
 
     # Power
 
     def start(self, name: str) -> None:
         """Boot a stopped instance."""
-        with self._call("start", name) as world:
+        with self._calls.call("start", name) as world:
             machine = own(world, name, "start")
             if machine.state is State.RUNNING:
                 return
@@ -326,7 +271,7 @@ class SimulatedCompute:
 
     def request_shutdown(self, name: str) -> None:
         """Ask the guest, which may need some time or not listen at all."""
-        with self._call("request_shutdown", name) as world:
+        with self._calls.call("request_shutdown", name) as world:
             machine = own(world, name, "shut down")
             if machine.state is State.STOPPED:
                 return
@@ -339,7 +284,7 @@ class SimulatedCompute:
 
     def power_off(self, name: str) -> None:
         """Be off at once, from every state."""
-        with self._call("power_off", name) as world:
+        with self._calls.call("power_off", name) as world:
             machine = own(world, name, "power off")
             if machine.state is not State.STOPPED:
                 machine.stop()
@@ -347,16 +292,16 @@ class SimulatedCompute:
 
     def reboot(self, name: str, kind: Literal["soft", "hard"], deadline: Deadline) -> None:
         """Stop and start again; a guest that does not listen never reboots softly."""
-        with self._call("reboot", name, deadline, after=None) as world:
+        with self._calls.call("reboot", name, deadline, after=None) as world:
             machine = own(world, name, "reboot")
             guest = world.guest(name)
             if kind == "soft":
                 require(machine, name, "reboot", State.RUNNING)
         if kind == "soft":
             while guest.ignores_shutdown:
-                deadline.sleep(_TICK)
+                deadline.sleep(TICK)
             deadline.sleep(guest.shutdown_seconds)
-        with self._call("reboot", name, deadline, before=None) as world:
+        with self._calls.call("reboot", name, deadline, before=None) as world:
             own(world, name, "reboot").start(self._clock())
             world.record("reboot", name)
 
@@ -369,7 +314,7 @@ class SimulatedCompute:
         self._move("unpause", name, State.PAUSED, State.RUNNING)
 
     def _move(self, call: str, name: str, before: State, after: State) -> None:
-        with self._call(call, name) as world:
+        with self._calls.call(call, name) as world:
             machine = own(world, name, call)
             if machine.state is not after:
                 require(machine, name, call, before)
@@ -378,7 +323,7 @@ class SimulatedCompute:
 
     def suspend(self, name: str, deadline: Deadline) -> None:
         """Be off, and remember whether the guest was paused."""
-        with self._call("suspend", name, deadline) as world:
+        with self._calls.call("suspend", name, deadline) as world:
             machine = own(world, name, "suspend")
             if machine.state is not State.SUSPENDED:
                 require(machine, name, "suspend", State.RUNNING, State.PAUSED)
@@ -388,7 +333,7 @@ class SimulatedCompute:
 
     def resume(self, name: str, deadline: Deadline) -> None:
         """Be what the guest was before: its start and its console are those of then."""
-        with self._call("resume", name, deadline) as world:
+        with self._calls.call("resume", name, deadline) as world:
             machine = own(world, name, "resume")
             if machine.state not in (State.RUNNING, State.PAUSED):
                 require(machine, name, "resume", State.SUSPENDED)
@@ -397,7 +342,7 @@ class SimulatedCompute:
 
     def wait_state(self, name: str, states: frozenset[State], deadline: Deadline) -> State:
         """Look until the state is one of these. Only what is there at first can be waited for."""
-        with self._call("wait_state", name, deadline) as world:
+        with self._calls.call("wait_state", name, deadline) as world:
             if State.ABSENT not in states:
                 machine_of(world, name)
         while True:
@@ -406,49 +351,49 @@ class SimulatedCompute:
                 state = State.ABSENT if machine is None else machine.state
             if state in states:
                 return state
-            deadline.sleep(_TICK)
+            deadline.sleep(TICK)
 
     # Sizes and devices
 
     def resize(self, name: str, sizes: Sizes) -> None:
         """Be of these sizes; a guest that runs only as far as it can grow."""
-        with self._call("resize", name) as world:
+        with self._calls.call("resize", name) as world:
             devices.resize(world, name, sizes)
 
     def grow_disk(self, name: str, volume: str, size: int) -> None:
         """Make a disk larger."""
-        with self._call("grow_disk", name) as world:
+        with self._calls.call("grow_disk", name) as world:
             devices.grow_disk(world, name, volume, size)
 
     def attach_disk(self, name: str, disk: AttachedDisk) -> None:
         """Give it another disk."""
-        with self._call("attach_disk", name) as world:
+        with self._calls.call("attach_disk", name) as world:
             devices.attach_disk(world, name, disk)
 
     def detach_disk(self, name: str, volume: str, deadline: Deadline) -> None:
         """Take a disk away, if the guest lets go of it."""
-        with self._call("detach_disk", name, deadline, after=None) as world:
+        with self._calls.call("detach_disk", name, deadline, after=None) as world:
             devices.check_detach_disk(world, name, volume)
         self._let_go(name, deadline)
-        with self._call("detach_disk", name, deadline, before=None) as world:
+        with self._calls.call("detach_disk", name, deadline, before=None) as world:
             devices.detach_disk(world, name, volume)
 
     def replace_disk(self, name: str, volume: str, by: AttachedDisk) -> None:
         """Use another volume at the place of a disk's."""
-        with self._call("replace_disk", name) as world:
+        with self._calls.call("replace_disk", name) as world:
             devices.replace_disk(world, name, volume, by)
 
     def attach_nic(self, name: str, nic: Nic) -> None:
         """Give it another network interface."""
-        with self._call("attach_nic", name) as world:
+        with self._calls.call("attach_nic", name) as world:
             devices.attach_nic(world, name, nic)
 
     def detach_nic(self, name: str, mac: str, deadline: Deadline) -> None:
         """Take a network interface away, if the guest lets go of it."""
-        with self._call("detach_nic", name, deadline, after=None) as world:
+        with self._calls.call("detach_nic", name, deadline, after=None) as world:
             devices.check_detach(world, name)
         self._let_go(name, deadline)
-        with self._call("detach_nic", name, deadline, before=None) as world:
+        with self._calls.call("detach_nic", name, deadline, before=None) as world:
             devices.detach_nic(world, name, mac)
 
     def _let_go(self, name: str, deadline: Deadline) -> None:
@@ -457,25 +402,25 @@ class SimulatedCompute:
             running = machine_of(world, name).state in (State.RUNNING, State.PAUSED)
             keeps = running and world.guest(name).keeps_devices
         while keeps:
-            deadline.sleep(_TICK)
+            deadline.sleep(TICK)
 
     # Rescue
 
     def rescue(self, name: str, disk: AttachedDisk) -> None:
         """Boot from another disk."""
-        with self._call("rescue", name) as world:
+        with self._calls.call("rescue", name) as world:
             devices.rescue(world, name, disk)
 
     def unrescue(self, name: str) -> None:
         """Boot as before."""
-        with self._call("unrescue", name) as world:
+        with self._calls.call("unrescue", name) as world:
             devices.unrescue(world, name)
 
     # Notes
 
     def note(self, name: str, note: Note, text: str | None) -> None:
         """Write it down, or strike it out."""
-        with self._call("note", name) as world:
+        with self._calls.call("note", name) as world:
             machine = own(world, name, "write something down about")
             if machine.notes.get(note) == text:
                 return
@@ -487,7 +432,7 @@ class SimulatedCompute:
 
     def set_spec(self, name: str, spec: str) -> None:
         """Change the mark."""
-        with self._call("set_spec", name) as world:
+        with self._calls.call("set_spec", name) as world:
             machine = own(world, name, "change the mark of")
             if machine.mark is not None and machine.mark.spec != spec:
                 machine.mark = replace(machine.mark, spec=spec)
@@ -495,7 +440,7 @@ class SimulatedCompute:
 
     def set_keep(self, name: str, keep: Sequence[str]) -> None:
         """Change which disks are kept."""
-        with self._call("set_keep", name) as world:
+        with self._calls.call("set_keep", name) as world:
             machine = own(world, name, "change the kept disks of")
             if machine.keep != list(keep):
                 machine.keep = list(keep)
@@ -506,7 +451,7 @@ class SimulatedCompute:
     def execute(self, name: str, command: Sequence[str], stdin: bytes, deadline: Deadline) -> Executed:
         """What the guest is told to come to for the program: see Guest.programs."""
         del stdin  # no simulated program reads it
-        with self._call("execute", name, deadline) as world:
+        with self._calls.call("execute", name, deadline) as world:
             machine = own(world, name, "run a program in")
             require(machine, name, "run a program in", State.RUNNING)
             guest = world.guest(name)
@@ -522,7 +467,7 @@ class SimulatedCompute:
 
     def console(self, name: str) -> str:
         """The guest's text, once it has booted."""
-        with self._call("console", name) as world:
+        with self._calls.call("console", name) as world:
             machine = machine_of(world, name)
             guest = world.guest(name)
             up = machine.starts > 0 and self._clock() >= machine.started + guest.boot_seconds
@@ -530,7 +475,7 @@ class SimulatedCompute:
 
     def addresses(self, name: str) -> Sequence[str]:
         """Addresses from ranges that no network uses, the same ones each time, once the guest has booted."""
-        with self._call("addresses", name) as world:
+        with self._calls.call("addresses", name) as world:
             machine = machine_of(world, name)
             guest = world.guest(name)
             running = machine.state is State.RUNNING
@@ -559,9 +504,9 @@ class SimulatedCompute:
 
         try:
             if quiesce:
-                with self._call("freeze", name, deadline) as world:
+                with self._calls.call("freeze", name, deadline) as world:
                     exporting.freeze(world, name)
-            self._make("export_disks", name, begin, deadline)
+            self._calls.make("export_disks", name, begin, deadline)
         except BaseException:
             with self.world() as world:
                 exporting.thaw(world, name)
@@ -571,36 +516,10 @@ class SimulatedCompute:
 
     def thaw(self, name: str) -> None:
         """Thaw what is frozen."""
-        with self._call("thaw", name) as world:
+        with self._calls.call("thaw", name) as world:
             exporting.thaw(world, name)
 
     # How calls go
-
-    @contextmanager
-    def _call(
-        self,
-        call: str,
-        name: str,
-        deadline: Deadline | None = None,
-        *,
-        before: str | None = "before",
-        after: str | None = "after",
-    ) -> Iterator[World]:
-        """The world for the time of a call, with the faults that are due before its effect and after it."""
-        due = before is not None
-        while True:
-            if deadline is not None:
-                deadline.check()
-            with self.world() as world:
-                fault = world.take_fault(call, name, before) if due else None
-                if fault is None:
-                    yield world
-                    late = world.take_fault(call, name, after)
-                    break
-            due = False
-            suffer(fault, call, name, deadline)
-        if late is not None:
-            suffer(late, call, name, deadline)
 
     def _copy(
         self, call: str, name: str, target: str, begin: Callable[[World], Volume | None], deadline: Deadline
@@ -611,36 +530,9 @@ class SimulatedCompute:
             volume = begin(world)
             return {} if volume is None else {target: volume}
 
-        self._make(call, name, begin_it, deadline)
+        self._calls.make(call, name, begin_it, deadline)
         with self.world() as world:
             return volume_facts(world, target)
-
-    def _make(self, call: str, name: str, begin: Callable[[World], Mapping[str, Volume]], deadline: Deadline) -> None:
-        """Make volumes as a host does it: half-made first, whole after some time, gone when the call fails.
-
-        `begin` checks, and returns the volumes as they will be, by name.
-        """
-        volumes: Mapping[str, Volume] = {}
-        try:
-            with self._call(call, name, deadline, after="during") as world:
-                found = begin(world)
-                reserve(world, ", ".join(found), sum(volume.allocation for volume in found.values()))
-                world.volumes |= {target: replace(volume, partial=True) for target, volume in found.items()}
-                volumes = found
-                seconds = world.copy_seconds
-            if not volumes:
-                return
-            self._take_time(seconds, sum(volume.allocation for volume in volumes.values()), deadline)
-            with self._call(call, name, deadline, before=None) as world:
-                world.volumes |= volumes
-                world.record(call, name)
-        except BaseException:
-            with self.world() as world:
-                for target in volumes:
-                    left = world.volumes.get(target)
-                    if left is not None and (left.partial or not is_cached(target)):
-                        del world.volumes[target]
-            raise
 
     def _import(
         self, call: str, path: Path, sha256: str, target: str, capacity: int | None, deadline: Deadline
@@ -657,13 +549,6 @@ class SimulatedCompute:
             return Volume(made, kind, content.hex(), None, allocation, changed=self._clock())
 
         return self._copy(call, target, target, begin, deadline)
-
-    def _take_time(self, seconds: float, size: int, deadline: Deadline) -> None:
-        ticks = round(seconds / _TICK)
-        for tick in range(ticks):
-            deadline.progress(size * tick // ticks, size)
-            deadline.sleep(_TICK)
-        deadline.progress(size, size)
 
     def _facts(self, key: str, machine: Machine) -> InstanceFacts:
         return InstanceFacts(
