@@ -8,6 +8,7 @@ carries the plan out without Prefect, one step at a time, and dies just after th
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,21 @@ class Dying(Journal):
     def take_over(self, run: str, why: str, *, forward: bool = False) -> RunRecord:
         taken: RunRecord = self._word(lambda: Journal.take_over(self, run, why, forward=forward))
         return taken
+
+
+def in_child(body: Callable[[], object]) -> int:
+    """Run in a process of its own; returns the signal that ended it, 0 for none."""
+    child = os.fork()
+    if child == 0:
+        try:
+            body()
+        except BaseException:  # noqa: BLE001 - the child must end here, whatever happens
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert not os.WIFEXITED(status) or os.WEXITSTATUS(status) == 0
+    return os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
 
 
 def main(config: str, plan: str, run: str, number: str) -> None:

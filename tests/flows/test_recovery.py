@@ -1,8 +1,6 @@
 """What becomes of a run whose process dies: killed at every word of its journal, and finished in both directions."""
 
-import os
 import signal
-import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -26,7 +24,7 @@ from planvirt.journal.journal import LEASE, Journal
 from planvirt.journal.transitions import ENDED, RunState, StepState
 from planvirt.load import load_plan
 from planvirt.plan import OnFailure, Plan
-from tests.flows.dying import Dying
+from tests.flows.dying import Dying, in_child
 
 PLAN = """\
 planvirt: 1
@@ -118,21 +116,6 @@ class Lab:
     def _context(self, journal: Journal, run: str, world: World, plan: Plan | None) -> RunContext:
         facts = RunFacts(run, "crash", "", "2026-01-01T00:00:00Z", plan.images if plan else {})
         return RunContext(facts, journal, world, lambda _: None, plan=plan, workers=1, undo_pause=0.0)
-
-
-def in_child(body: Callable[[], None]) -> int:
-    """Run in a process of its own; returns the signal that ended it, 0 for none."""
-    child = os.fork()
-    if child == 0:
-        try:
-            body()
-        except BaseException:  # noqa: BLE001 - the child must end here, whatever happens
-            traceback.print_exc()
-            os._exit(1)
-        os._exit(0)
-    _, status = os.waitpid(child, 0)
-    assert not os.WIFEXITED(status) or os.WEXITSTATUS(status) == 0
-    return os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
 
 
 def dying(lab: Lab, number: int, before: bool, body: Callable[[Journal], object]) -> bool:

@@ -15,7 +15,8 @@ from flows.world import World
 from planvirt.graph import build_graph
 from planvirt.journal.transitions import RunState
 from tests.flows.aftermath import killed_everywhere, made, picture, with_faults
-from tests.flows.whole_world import finish, in_child
+from tests.flows.dying import in_child
+from tests.flows.whole_world import finish
 from tests.flows.yard import Yard
 
 PLAN = """\

@@ -1,10 +1,7 @@
 """Everything there is on the simulated hosts of a yard, to compare before and after; and runs that are killed."""
 
-import os
 import signal
 import time
-import traceback
-from collections.abc import Callable
 from typing import Any
 
 from drivers.simulated.world import World as Paper
@@ -17,7 +14,7 @@ from flows.world import World
 from planvirt.journal.journal import LEASE, Journal
 from planvirt.journal.transitions import ENDED, RunState
 from planvirt.mark import read_volume_name
-from tests.flows.dying import Dying
+from tests.flows.dying import Dying, in_child
 from tests.flows.yard import Yard
 
 Seen = dict[str, dict[str, Any]]
@@ -87,18 +84,3 @@ def finish(yard: Yard, prepared: Prepared, run: str, *, forward: bool) -> RunSta
         executor.close()
         assert journal.claims() == ()
         return state
-
-
-def in_child(body: Callable[[], object]) -> int:
-    """Run in a process of its own; returns the signal that ended it, 0 for none."""
-    child = os.fork()
-    if child == 0:
-        try:
-            body()
-        except BaseException:  # noqa: BLE001 - the child must end here, whatever happens
-            traceback.print_exc()
-            os._exit(1)
-        os._exit(0)
-    _, status = os.waitpid(child, 0)
-    assert not os.WIFEXITED(status) or os.WEXITSTATUS(status) == 0
-    return os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
