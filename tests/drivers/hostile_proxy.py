@@ -213,6 +213,39 @@ def hostile_proxy(upstream: int, *, certificate: Path | None = None) -> Iterator
             thread.join()
 
 
+# What the proxy can do to an exchange
+
+
+def refused(status: int, **headers: str) -> Action:
+    """Answer with that status, and with these headers, whose names have dashes for underscores."""
+    return lambda exchange: exchange.refuse(status, {name.replace("_", "-"): value for name, value in headers.items()})
+
+
+def cut(exchange: Exchange) -> None:
+    """Cut the connection while the request is on its way."""
+    exchange.pass_on(stop_after=100)
+
+
+def lost(exchange: Exchange) -> None:
+    """Pass the request on, and lose the answer."""
+    exchange.pass_on(lose_answer=True)
+
+
+def damaged(exchange: Exchange) -> None:
+    """Change the request's body on its way."""
+    exchange.pass_on(damaged=True)
+
+
+def never_there(exchange: Exchange) -> None:
+    """Cut the connection before anything has arrived."""
+    raise Cut
+
+
+def saying(**more: str) -> Action:
+    """The server's answer, with other headers."""
+    return lambda exchange: exchange.pass_on(changed=lambda headers, body: ({**headers, **more}, body))
+
+
 def make_certificate(folder: Path) -> Path:
     """A certificate for loopback that signs itself, with its key, in one file."""
     key, certificate, both = folder / "key.pem", folder / "certificate.pem", folder / "both.pem"

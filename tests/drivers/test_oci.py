@@ -33,7 +33,20 @@ from drivers.oci.store import OciStore
 from planvirt.deadline import Deadline, DeadlinePassed
 from planvirt.errors import ConfigError, Conflict
 from planvirt.secret import Secret
-from tests.drivers.hostile_proxy import Action, Cut, Exchange, HostileProxy, hostile_proxy, make_certificate
+from tests.drivers.hostile_proxy import (
+    Action,
+    Cut,
+    Exchange,
+    HostileProxy,
+    cut,
+    damaged,
+    hostile_proxy,
+    lost,
+    make_certificate,
+    never_there,
+    refused,
+    saying,
+)
 from tests.drivers.oci_registry import Registry, registry, registry_with_password, registry_with_tokens
 from tests.drivers.ports import free_ports
 
@@ -296,31 +309,6 @@ PATCH = ("PATCH", "/blobs/uploads/")
 FINISH = ("PUT", "/blobs/uploads/.*digest=")
 HEAD = ("HEAD", "/blobs/")
 MANIFEST = ("PUT", "/manifests/one")
-
-
-def refused(status: int, **headers: str) -> Action:
-    return lambda exchange: exchange.refuse(status, {name.replace("_", "-"): value for name, value in headers.items()})
-
-
-def cut(exchange: Exchange) -> None:
-    exchange.pass_on(stop_after=100)
-
-
-def lost(exchange: Exchange) -> None:
-    exchange.pass_on(lose_answer=True)
-
-
-def damaged(exchange: Exchange) -> None:
-    exchange.pass_on(damaged=True)
-
-
-def never_there(exchange: Exchange) -> None:
-    raise Cut
-
-
-def saying(**more: str) -> Action:
-    """The registry's answer, with other headers."""
-    return lambda exchange: exchange.pass_on(changed=lambda headers, body: ({**headers, **more}, body))
 
 
 FAILURES = {

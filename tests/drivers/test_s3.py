@@ -25,7 +25,19 @@ from drivers.s3.upload import _EARLY_PARTS, _LATE_PART, PART
 from planvirt.deadline import Deadline, DeadlinePassed
 from planvirt.errors import ConfigError, Conflict
 from planvirt.secret import Secret
-from tests.drivers.hostile_proxy import Action, Cut, Exchange, HostileProxy, hostile_proxy, make_certificate
+from tests.drivers.hostile_proxy import (
+    Action,
+    Exchange,
+    HostileProxy,
+    cut,
+    damaged,
+    hostile_proxy,
+    lost,
+    make_certificate,
+    never_there,
+    refused,
+    saying,
+)
 from tests.drivers.ports import free_ports
 from tests.drivers.swift_server import Swift
 
@@ -198,31 +210,6 @@ PART_PUT = ("PUT", "/data/one/.*partNumber=1")
 COMPLETE = ("POST", "/data/one/.*uploadId=")
 HEAD = ("HEAD", "/data/one/")
 RECORD = ("PUT", "/images/one/active.json")
-
-
-def refused(status: int, **headers: str) -> Action:
-    return lambda exchange: exchange.refuse(status, {name.replace("_", "-"): value for name, value in headers.items()})
-
-
-def cut(exchange: Exchange) -> None:
-    exchange.pass_on(stop_after=100)
-
-
-def lost(exchange: Exchange) -> None:
-    exchange.pass_on(lose_answer=True)
-
-
-def damaged(exchange: Exchange) -> None:
-    exchange.pass_on(damaged=True)
-
-
-def never_there(exchange: Exchange) -> None:
-    raise Cut
-
-
-def saying(**more: str) -> Action:
-    """The server's answer, with other headers."""
-    return lambda exchange: exchange.pass_on(changed=lambda headers, body: ({**headers, **more}, body))
 
 
 def content_for(method: str, path: str) -> bytes:
