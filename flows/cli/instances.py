@@ -55,5 +55,6 @@ def command(config: str | None, plan: str | None, everything: bool, output: str)
             ],
         )
     elif not errors:
-        click.echo("there are no instances" + ("" if everything else " that planvirt made (--all shows others)"))
+        others = "" if everything else " that planvirt made (--all shows others)"
+        click.echo("there are no instances" + (others if plan is None else f" of plan {plan}"))
     return errors[0].exit if errors else Exit.OK

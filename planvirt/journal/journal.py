@@ -505,7 +505,7 @@ def _lost(what: str, row: Row[Any]) -> LostClaim:
 
 
 def _claimed(claim: Claim) -> Claimed:
-    what, _, _ = str(claim).rpartition("; ")
+    what = str(claim).removesuffix(f"; {claim.remedy}")
     return Claimed(f"cannot claim {what}", resolution=claim.remedy)
 
 
